@@ -1,0 +1,1 @@
+"""A small SuperPoint library; conventions are stated here once the modules land."""
