@@ -1,0 +1,562 @@
+"""Training targets and losses of the detector and of the descriptor.
+
+Everything works on the coarse grid: one cell per 8 x 8 pixels, cell (row, column) centred at pixel
+``(8 column + 3.5, 8 row + 3.5)``. Each loss is a mean over the valid cells within an image, then
+over the images of the batch, so that several processes agree with one. Images without a valid cell
+count as zero. Losses are computed in float32 (float64 if given float64), also under autocast.
+
+Derived in notebook 04.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, TypeVar, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from superpoint_lib.geometry import warp_points
+
+CELL = 8
+DUSTBIN = CELL * CELL
+
+HingeNormalisation = Literal["valid", "batch", "all"]
+ArrayOrTensor = TypeVar("ArrayOrTensor", np.ndarray, Tensor)
+
+
+# ------------------------------------------------------------------------------- targets
+
+
+def keypoints_to_labels(
+    keypoints: np.ndarray, height: int, width: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Class of each cell: which of its 64 pixels is a keypoint, or the dustbin.
+
+    Args:
+        keypoints: (N, 2) positions (x, y) in pixels, rounded to the nearest pixel (halves up);
+            those outside the image are dropped.
+        height, width: image size, multiples of 8.
+        rng: draws the winner, each with equal chance, where a cell holds several keypoint pixels.
+
+    Returns:
+        int64 (height / 8, width / 8), 0..63 for pixel ``dy * 8 + dx`` of the cell, 64 = dustbin.
+
+    Raises:
+        ValueError: sizes that are not multiples of 8, or keypoints not shaped (N, 2).
+
+    Source: DeTone et al., SuperPoint (2018), section 3.4. Derived in notebook 02.
+    """
+    if height % CELL or width % CELL:
+        raise ValueError(
+            f"image size {height} x {width} is not a multiple of {CELL}: resize or crop"
+        )
+    keypoints = np.asarray(keypoints, dtype=np.float64)
+    if keypoints.ndim != 2 or keypoints.shape[1] != 2:
+        raise ValueError(f"keypoints have shape {keypoints.shape}, expected (N, 2) as (x, y)")
+    rows, columns = height // CELL, width // CELL
+    labels = np.full(rows * columns, DUSTBIN, dtype=np.int64)
+
+    x, y = np.floor(keypoints + 0.5).T
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    x, y = x[inside].astype(np.int64), y[inside].astype(np.int64)
+    cell = (y // CELL) * columns + x // CELL
+    pixel = (y % CELL) * CELL + x % CELL
+
+    # Unique pixels first: two keypoints on one pixel are one candidate, and input order is moot.
+    candidates = rng.permutation(np.unique(cell * DUSTBIN + pixel))
+    winners, first = np.unique(candidates // DUSTBIN, return_index=True)
+    labels[winners] = candidates[first] % DUSTBIN
+    return labels.reshape(rows, columns)
+
+
+def cell_validity(valid: ArrayOrTensor) -> ArrayOrTensor:
+    """Cells all of whose 64 pixels are valid.
+
+    Args:
+        valid: bool (..., H, W), numpy or tensor, H and W multiples of 8.
+
+    Returns:
+        bool (..., H / 8, W / 8), of the kind given.
+
+    Raises:
+        ValueError: H or W not a multiple of 8.
+    """
+    *batch, height, width = valid.shape
+    if height % CELL or width % CELL:
+        raise ValueError(f"mask size {height} x {width} is not a multiple of {CELL}")
+    cells = valid.reshape(*batch, height // CELL, CELL, width // CELL, CELL)
+    return cast(ArrayOrTensor, cells.all(-1).all(-2))
+
+
+# ------------------------------------------------------------------------------ detector
+
+
+def detector_loss(
+    logits: Tensor,
+    labels: Tensor,
+    valid: Tensor | None = None,
+    normalisation: Literal["image", "batch"] = "image",
+) -> Tensor:
+    """65-way cross-entropy of each cell, averaged over the valid cells.
+
+    Args:
+        logits: (B, 65, Hc, Wc).
+        labels: int64 (B, Hc, Wc), 0..64, see `keypoints_to_labels`.
+        valid: bool (B, Hc, Wc), or None for all.
+        normalisation: "image" averages within each image, then over images; "batch" over all
+            valid cells of the batch at once (the TensorFlow implementation of Pautrat and Sarlin).
+
+    Returns:
+        Scalar, >= 0; log 65 for uniform logits.
+
+    Source: DeTone et al., SuperPoint (2018), equation 2. Derived in notebook 02.
+    """
+    with _full_precision(logits):
+        losses = F.cross_entropy(_promote(logits), labels, reduction="none")
+        weights = _cell_weights(valid, losses)
+        return _mean((losses * weights).flatten(1).sum(1), weights.flatten(1).sum(1), normalisation)
+
+
+# ------------------------------------------------------------------------------ geometry
+
+
+def cell_centers(
+    rows: int,
+    columns: int,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Pixel positions (x, y) of the cell centres, row-major: (rows * columns, 2).
+
+    Convention: 8 i + 3.5, the middle of pixels 8 i .. 8 i + 7 with pixel centres at integers.
+    """
+    y, x = torch.meshgrid(
+        torch.arange(rows, device=device, dtype=dtype),
+        torch.arange(columns, device=device, dtype=dtype),
+        indexing="ij",
+    )
+    return torch.stack((x, y), dim=-1).reshape(-1, 2) * CELL + (CELL - 1) / 2
+
+
+def positive_pairs(H_0to1: Tensor, rows: int, columns: int, distance: float = 7.5) -> Tensor:
+    """Which cells of image 1 lie where a cell of image 0 lands.
+
+    Args:
+        H_0to1: (B, 3, 3), pixels of image 0 to pixels of image 1.
+        rows, columns: size of the coarse grid, Hc and Wc.
+        distance: pixels, inclusive. 7.5 leaves one positive per cell under the identity; the
+            paper's 8 makes the four direct neighbours positive too.
+
+    Returns:
+        bool (B, N, N), N = Hc * Wc: [b, i, j] true where the centre of cell i of image 0, warped,
+        is within ``distance`` of the centre of cell j of image 1.
+
+    Source: DeTone et al., SuperPoint (2018), equation 4. Derived in notebook 04.
+    """
+    centers, warped = _warped_centers(H_0to1, rows, columns)
+    return _within(warped[:, :, None], centers[None, None], distance)
+
+
+def _warped_centers(H_0to1: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    """Cell centres (N, 2) and where they land in image 1 (B, N, 2)."""
+    centers = cell_centers(rows, columns, H_0to1.device, H_0to1.dtype)
+    return centers, warp_points(centers.expand(len(H_0to1), -1, -1), H_0to1)
+
+
+def _within(a: Tensor, b: Tensor, distance: float) -> Tensor:
+    """Euclidean distance <= ``distance``, broadcast; one reading for all losses, no square root."""
+    return (a[..., 0] - b[..., 0]).square() + (a[..., 1] - b[..., 1]).square() <= distance**2
+
+
+def _nearby_cells(
+    H_0to1: Tensor, rows: int, columns: int, distance: float
+) -> tuple[Tensor, Tensor]:
+    """The true entries of `positive_pairs` without its (B, N, N) table.
+
+    Returns flat indices (B, N, K) of the cells of image 1 around each landing place and which of
+    them are positive; K = 9 for distances up to 12 px.
+    """
+    centers, warped = _warped_centers(H_0to1, rows, columns)
+    reach = math.floor(distance / CELL + 0.5)
+    steps = torch.arange(-reach, reach + 1, device=warped.device)
+    offsets = torch.cartesian_prod(steps, steps)
+    limit = torch.tensor([columns, rows], device=warped.device)
+    # Points at infinity have no cell; any far index will do, the distance below refuses them.
+    grid = ((warped - (CELL - 1) / 2) / CELL).nan_to_num(-1e6).clamp(-1e6, 1e6)
+    cells = grid.round().long()[:, :, None] + offsets
+    inside = ((cells >= 0) & (cells < limit)).all(-1)
+    cells = cells.clamp_min(0).minimum(limit - 1)
+    index = cells[..., 1] * columns + cells[..., 0]
+    return index, inside & _within(warped[:, :, None], centers[index], distance)
+
+
+# --------------------------------------------------------------------------- dense hinge
+
+
+@dataclass(frozen=True)
+class HingeConfig:
+    """Settings of the dense hinge loss; ``HINGE_PRESETS`` holds the published ones.
+
+    lambda_d weighs the few positive pairs against the many negative ones. ``relu`` and
+    ``double_normalisation`` act on the similarity matrix before the hinge: negative similarities
+    become 0, then each row (cells of image 1) and after it each column (cells of image 0) is scaled
+    to unit length, which asks for mutually unique matches. ``normalisation``: "valid" divides by
+    the valid pairs of each image, "batch" by the valid pairs of the whole batch, "all" by every
+    pair, (Hc Wc)^2 per image.
+    """
+
+    lambda_d: float = 250.0
+    positive_margin: float = 1.0
+    negative_margin: float = 0.2
+    positive_distance: float = 7.5
+    relu: bool = False
+    double_normalisation: bool = False
+    normalisation: HingeNormalisation = "valid"
+
+
+#: paper: DeTone et al. 2018. rpautrat: superpoint_coco.yaml of the TensorFlow implementation by
+#: Pautrat and Sarlin. eric: dense loss of pytorch-superpoint by Jau et al., with the lambda_d that
+#: took effect. zeng-stage1: SuperPoint-Pytorch's training steps, normalisations commented out;
+#: zeng: the same file as published.
+HINGE_PRESETS: dict[str, HingeConfig] = {
+    "default": HingeConfig(),
+    "paper": HingeConfig(positive_distance=8.0, normalisation="all"),
+    "rpautrat": HingeConfig(
+        lambda_d=0.05, relu=True, double_normalisation=True, normalisation="batch"
+    ),
+    "eric": HingeConfig(positive_distance=4.0),
+    "zeng": HingeConfig(lambda_d=0.05, relu=True, double_normalisation=True, normalisation="batch"),
+    "zeng-stage1": HingeConfig(lambda_d=0.05, relu=True, normalisation="batch"),
+}
+
+#: The weight (lambda) each publication gives the descriptor loss beside the detector losses.
+HINGE_LAMBDAS: dict[str, float] = {
+    "default": 1.0,
+    "paper": 1e-4,
+    "rpautrat": 10000.0,
+    "eric": 1.0,
+    "zeng": 10000.0,
+    "zeng-stage1": 10000.0,
+}
+
+
+def descriptor_hinge_loss(
+    descriptors0: Tensor,
+    descriptors1: Tensor,
+    H_0to1: Tensor,
+    valid0: Tensor | None = None,
+    valid1: Tensor | None = None,
+    config: HingeConfig = HingeConfig(),
+) -> Tensor:
+    """Hinge loss over all pairs of cells, exact, with one matrix product.
+
+    With s = `positive_pairs` and d the similarity of a pair, the mean over valid pairs of
+    ``lambda_d s max(0, m_p - d) + (1 - s) max(0, d - m_n)``. The negative term is summed over the
+    whole similarity matrix, then corrected at the few positives: no other N x N table is needed.
+
+    Args:
+        descriptors0, descriptors1: (B, D, Hc, Wc), unit length along D.
+        H_0to1: (B, 3, 3), pixels of image 0 to pixels of image 1.
+        valid0, valid1: bool (B, Hc, Wc), or None for all.
+        config: margins, weights and the variants of the implementations.
+
+    Returns:
+        Scalar, >= 0.
+
+    Raises:
+        ValueError: shapes that do not belong together.
+
+    Source: DeTone et al., SuperPoint (2018), equations 4-6. Derived in notebook 04.
+    """
+    rows, columns = _check_pair(descriptors0, descriptors1, H_0to1)
+    with _full_precision(descriptors0):
+        similarity = _similarity(descriptors0, descriptors1, config)
+        index, positive = _nearby_cells(H_0to1, rows, columns, config.positive_distance)
+        weights0 = _pair_weights(valid0, descriptors0, similarity)
+        weights1 = _pair_weights(valid1, descriptors1, similarity)
+
+        as_negative = (similarity - config.negative_margin).relu_()
+        everywhere = (weights0[:, None] @ as_negative @ weights1[:, :, None]).flatten()
+        close = similarity.gather(2, index)
+        correction = config.lambda_d * F.relu(config.positive_margin - close) - F.relu(
+            close - config.negative_margin
+        )
+        near = weights1.gather(1, index.flatten(1)).view_as(close)
+        totals = everywhere + (correction * near * positive * weights0[:, :, None]).sum((1, 2))
+        return _mean(totals, _pair_counts(weights0, weights1, config), _over(config))
+
+
+def descriptor_hinge_loss_broadcast(
+    descriptors0: Tensor,
+    descriptors1: Tensor,
+    H_0to1: Tensor,
+    valid0: Tensor | None = None,
+    valid1: Tensor | None = None,
+    config: HingeConfig = HingeConfig(),
+) -> Tensor:
+    """`descriptor_hinge_loss` written as its definition: every pair of cells spelled out.
+
+    Builds a (B, D, Hc, Wc, Hc, Wc) tensor, 1.5 GB per image at 240 x 320: for toy sizes, to read
+    and to test against. Same arguments and value.
+    """
+    rows, columns = _check_pair(descriptors0, descriptors1, H_0to1)
+    shape = (len(H_0to1), rows, columns, rows, columns)
+    products = descriptors0[:, :, :, :, None, None] * descriptors1[:, :, None, None, :, :]
+    similarity = products.sum(1)
+    if config.relu:
+        similarity = F.relu(similarity)
+    if config.double_normalisation:
+        similarity = F.normalize(similarity.flatten(3), dim=3).view(shape)
+        similarity = F.normalize(similarity.flatten(1, 2), dim=1).view(shape)
+    s = positive_pairs(H_0to1, rows, columns, config.positive_distance).view(shape)
+    losses = torch.where(
+        s,
+        config.lambda_d * (config.positive_margin - similarity).clamp_min(0),
+        (similarity - config.negative_margin).clamp_min(0),
+    )
+    pairs = torch.ones_like(s)
+    if valid0 is not None:
+        pairs = pairs & valid0[:, :, :, None, None]
+    if valid1 is not None:
+        pairs = pairs & valid1[:, None, None, :, :]
+    totals = (losses * pairs).flatten(1).sum(1)
+    if config.normalisation == "all":
+        return (totals / (rows * columns) ** 2).mean()
+    return _mean(totals, pairs.flatten(1).sum(1), _over(config))
+
+
+def _similarity(descriptors0: Tensor, descriptors1: Tensor, config: HingeConfig) -> Tensor:
+    """(B, N, N) products of all descriptors, after the optional ReLU and normalisations."""
+    flat0, flat1 = _promote(descriptors0).flatten(2), _promote(descriptors1).flatten(2)
+    similarity = flat0.transpose(1, 2) @ flat1
+    if config.relu:
+        similarity = F.relu(similarity)
+    if config.double_normalisation:
+        similarity = F.normalize(F.normalize(similarity, dim=2), dim=1)
+    return similarity
+
+
+def _pair_counts(weights0: Tensor, weights1: Tensor, config: HingeConfig) -> Tensor:
+    if config.normalisation == "all":
+        return torch.full_like(weights0[:, 0], weights0.shape[1] * weights1.shape[1])
+    return weights0.sum(1) * weights1.sum(1)
+
+
+def _over(config: HingeConfig) -> Literal["image", "batch"]:
+    return "batch" if config.normalisation == "batch" else "image"
+
+
+# -------------------------------------------------------------------- InfoNCE and sparse
+
+
+def descriptor_infonce_loss(
+    descriptors0: Tensor,
+    descriptors1: Tensor,
+    H_0to1: Tensor,
+    valid0: Tensor | None = None,
+    valid1: Tensor | None = None,
+    temperature: float = 0.05,
+    exclusion: float = 8.0,
+) -> Tensor:
+    """Cross-entropy of finding each cell of one image among the places of the other.
+
+    Cell i of image 0 lands at w_i in image 1, where the descriptor p_i is sampled bilinearly and
+    normalised again. The loss of the cell is ``-log softmax_k(<d_i, p_k> / temperature)`` at
+    k = i, over the landing places k of the valid cells, without those other than i within
+    ``exclusion`` px of w_i: too close to call wrong. Means over cells with a valid place in the
+    other image, then over images, then over the two directions.
+
+    Args:
+        descriptors0, descriptors1: (B, D, Hc, Wc), unit length along D.
+        H_0to1: (B, 3, 3), pixels of image 0 to pixels of image 1.
+        valid0, valid1: bool (B, Hc, Wc), or None for all.
+        temperature: of the softmax, > 0.
+        exclusion: pixels, inclusive.
+
+    Returns:
+        Scalar, >= 0; about log N for descriptors that tell nothing.
+
+    Raises:
+        ValueError: shapes that do not belong together, or a temperature that is not positive.
+
+    Source: van den Oord et al., Representation Learning with Contrastive Predictive Coding (2018),
+    equation 4. Derived in notebook 04.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature is {temperature}, must be above 0")
+    _check_pair(descriptors0, descriptors1, H_0to1)
+    with _full_precision(descriptors0):
+        d0, d1 = _promote(descriptors0), _promote(descriptors1)
+        forward = _infonce_one_way(d0, d1, H_0to1, valid0, valid1, temperature, exclusion)
+        H_1to0 = torch.linalg.inv(H_0to1.double()).to(H_0to1.dtype)
+        backward = _infonce_one_way(d1, d0, H_1to0, valid1, valid0, temperature, exclusion)
+        return (forward + backward) / 2
+
+
+def _infonce_one_way(
+    source: Tensor,
+    target: Tensor,
+    H: Tensor,
+    valid_source: Tensor | None,
+    valid_target: Tensor | None,
+    temperature: float,
+    exclusion: float,
+) -> Tensor:
+    warped, usable = _landing(H, valid_source, valid_target, source)
+    sampled = _sample(target, warped)
+    logits = (source.flatten(2).transpose(1, 2) / temperature) @ sampled
+    with torch.no_grad():
+        # The diagonal always stays, so that no row is empty: an empty one has NaN gradients.
+        left_out = _within(warped[:, :, None], warped[:, None], exclusion) | ~usable[:, None]
+        left_out.diagonal(dim1=1, dim2=2).fill_(False)
+    found = logits.diagonal(dim1=1, dim2=2)
+    losses = logits.masked_fill(left_out, -math.inf).logsumexp(2) - found
+    weights = usable.to(losses.dtype)
+    return _mean((losses * weights).sum(1), weights.sum(1), "image")
+
+
+def descriptor_sparse_loss(
+    descriptors0: Tensor,
+    descriptors1: Tensor,
+    H_0to1: Tensor,
+    valid0: Tensor | None = None,
+    valid1: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    matches: int = 1000,
+    negatives: int = 100,
+    lambda_d: float = 1.0,
+    positive_margin: float = 1.0,
+    negative_margin: float = 0.2,
+    exclusion: float = 8.0,
+) -> Tensor:
+    """Hinge loss on a random sample of matches and of negatives for each.
+
+    ``lambda_d mean max(0, m_p - d_match) + mean max(0, d_negative - m_n)``, each mean over its own
+    pairs within an image, then over images: the balance no longer depends on the image size. The
+    descriptor of image 1 is sampled bilinearly where the cell of image 0 lands.
+
+    Args:
+        descriptors0, descriptors1: (B, D, Hc, Wc), unit length along D.
+        H_0to1: (B, 3, 3), pixels of image 0 to pixels of image 1.
+        valid0, valid1: bool (B, Hc, Wc), or None for all.
+        generator: source of the sample; None takes PyTorch's global one.
+        matches: cells of image 0 drawn per image, without repetition (all when there are fewer).
+        negatives: cells of image 1 drawn per match; those within ``exclusion`` px of the true
+            place, or not valid, are dropped.
+
+    Returns:
+        Scalar, >= 0.
+
+    Raises:
+        ValueError: shapes that do not belong together.
+
+    Source: after the sparse loss of Jau et al., pytorch-superpoint. Derived in notebook 04.
+    """
+    rows, columns = _check_pair(descriptors0, descriptors1, H_0to1)
+    device = descriptors0.device
+    draw_on = generator.device if generator is not None else device
+    with _full_precision(descriptors0):
+        d0, d1 = _promote(descriptors0).flatten(2), _promote(descriptors1)
+        warped, usable = _landing(H_0to1, valid0, valid1, d1)
+        batch, cells = usable.shape
+        order = torch.rand(batch, cells, generator=generator, device=draw_on).to(device)
+        chosen = (order - 2.0 * ~usable).topk(min(matches, cells), dim=1).indices
+        drawn = torch.randint(
+            cells, (batch, chosen.shape[1], negatives), generator=generator, device=draw_on
+        ).to(device)
+
+        anchors = d0.gather(2, chosen[:, None].expand(-1, d0.shape[1], -1))
+        places = warped.gather(1, chosen[:, :, None].expand(-1, -1, 2))
+        kept = usable.gather(1, chosen)
+        match = (anchors * _sample(d1, places)).sum(1)
+        wrong = (anchors.transpose(1, 2) @ d1.flatten(2)).gather(2, drawn)
+
+        centers = cell_centers(rows, columns, device, warped.dtype)
+        countable = kept[:, :, None] & ~_within(places[:, :, None], centers[drawn], exclusion)
+        if valid1 is not None:
+            countable &= valid1.flatten(1).gather(1, drawn.flatten(1)).view_as(drawn)
+        positive = F.relu(positive_margin - match) * kept
+        negative = F.relu(wrong - negative_margin) * countable
+        return lambda_d * _mean(positive.sum(1), kept.sum(1), "image") + _mean(
+            negative.sum((1, 2)), countable.sum((1, 2)), "image"
+        )
+
+
+def _landing(
+    H: Tensor, valid_source: Tensor | None, valid_target: Tensor | None, like: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Where the cells land (B, N, 2), and whether both ends are valid and inside (B, N).
+
+    Places outside are moved to the border, finite, so that sampling there stays harmless.
+    """
+    rows, columns = like.shape[-2:]
+    _, warped = _warped_centers(H, rows, columns)
+    last = torch.tensor([columns * CELL - 1, rows * CELL - 1], device=H.device, dtype=H.dtype)
+    usable = ((warped >= 0) & (warped <= last)).all(-1)
+    warped = warped.nan_to_num(0.0).clamp_min(0).minimum(last)
+    if valid_source is not None:
+        usable = usable & valid_source.flatten(1)
+    if valid_target is not None:
+        x, y = ((warped + 0.5) / CELL).floor().long().unbind(-1)
+        usable = usable & valid_target.flatten(1).gather(1, y * columns + x)
+    return warped, usable
+
+
+def _sample(descriptors: Tensor, points: Tensor) -> Tensor:
+    """Unit descriptors (B, D, K) at pixels ``points`` (B, K, 2): bilinear, border padding."""
+    rows, columns = descriptors.shape[-2:]
+    size = torch.tensor([columns, rows], device=points.device, dtype=descriptors.dtype) * CELL
+    # grid_sample puts the image edges, pixels -0.5 and size - 0.5, at -1 and 1.
+    grid = (2 * points.to(descriptors.dtype) + 1) / size - 1
+    sampled = F.grid_sample(
+        descriptors, grid[:, :, None], padding_mode="border", align_corners=False
+    )
+    return F.normalize(sampled.squeeze(-1), dim=1)
+
+
+# -------------------------------------------------------------------------------- shared
+
+
+def _full_precision(like: Tensor) -> torch.autocast:
+    """Switches autocast off: sums over thousands of pairs need float32."""
+    return torch.autocast(like.device.type, enabled=False)
+
+
+def _promote(values: Tensor) -> Tensor:
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def _cell_weights(valid: Tensor | None, like: Tensor) -> Tensor:
+    return torch.ones_like(like) if valid is None else valid.to(like.dtype)
+
+
+def _pair_weights(valid: Tensor | None, descriptors: Tensor, like: Tensor) -> Tensor:
+    """(B, N) one for valid cells, zero for the others."""
+    if valid is None:
+        return like.new_ones(descriptors.shape[0], descriptors.shape[2] * descriptors.shape[3])
+    return valid.flatten(1).to(like.dtype)
+
+
+def _mean(totals: Tensor, counts: Tensor, over: Literal["image", "batch"]) -> Tensor:
+    """Totals (B,) divided by counts (B,) per image and averaged, or in one division."""
+    if over == "batch":
+        return totals.sum() / counts.sum().clamp_min(1)
+    return (totals / counts.clamp_min(1)).mean()
+
+
+def _check_pair(descriptors0: Tensor, descriptors1: Tensor, H_0to1: Tensor) -> tuple[int, int]:
+    """Rows and columns of the coarse grid."""
+    if descriptors0.shape != descriptors1.shape or descriptors0.ndim != 4:
+        raise ValueError(
+            f"descriptors have shapes {tuple(descriptors0.shape)} and {tuple(descriptors1.shape)}, "
+            "expected (B, D, Hc, Wc) twice"
+        )
+    if H_0to1.shape != (len(descriptors0), 3, 3):
+        raise ValueError(
+            f"H_0to1 has shape {tuple(H_0to1.shape)}, expected ({len(descriptors0)}, 3, 3)"
+        )
+    return descriptors0.shape[2], descriptors0.shape[3]
