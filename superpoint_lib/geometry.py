@@ -463,7 +463,7 @@ def _perspective_shift(n: int, config: HomographyConfig, rng: np.random.Generato
 
 
 def _inside(patches: np.ndarray) -> np.ndarray:
-    return ((patches >= 0) & (patches <= 1)).all((-2, -1))
+    return np.asarray(((patches >= 0) & (patches <= 1)).all((-2, -1)))
 
 
 def _pick(

@@ -1,0 +1,179 @@
+"""Where things are kept, and how files are read and written.
+
+Inputs are found beside the notebooks (``data/``), outputs go under ``runs/``. Every file is written
+under a temporary name and then moved into place, so an interrupted run never leaves half a file.
+"""
+
+import dataclasses
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+IMAGE_EXTENSIONS = frozenset(
+    ".avif .bmp .dib .gif .hdr .jp2 .jpe .jpeg .jpg .pam .pbm .pfm .pgm .pic .png .pnm .ppm .pxm "
+    ".ras .sr .tif .tiff .webp".split()
+)
+"""Lower-case extensions of the picture formats in OpenCV's wheels."""
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+class UnreadableImageError(ValueError):
+    """A file exists but holds no picture that OpenCV can decode; the message names the file."""
+
+
+def project_root() -> Path:
+    """Return the checkout: the nearest folder with ``pyproject.toml`` and ``notebooks/``.
+
+    Convention: looked for from the working directory upwards, then from the package upwards; the
+    working directory itself where there is no checkout (an installed library).
+    """
+    here = Path.cwd()
+    for folder in (here, *here.parents, *_PACKAGE.parents):
+        if (folder / "pyproject.toml").is_file() and (folder / "notebooks").is_dir():
+            return folder
+    return here
+
+
+def data_dir() -> Path:
+    """Return the folder of linked or fetched datasets (its README says what goes where)."""
+    return project_root() / "data"
+
+
+def runs_dir() -> Path:
+    """Return the folder of everything a run makes: checkpoints, labels, executed notebooks."""
+    return project_root() / "runs"
+
+
+def results_dir() -> Path:
+    """Return the folder of the small JSON and CSV files that README and notebooks quote."""
+    return project_root() / "results"
+
+
+def figures_dir() -> Path:
+    """Return the folder of the pictures that the README shows."""
+    return project_root() / "figures"
+
+
+def bundled_weights_dir() -> Path:
+    """Return the folder, inside the package, of the weights that come with it."""
+    return _PACKAGE / "weights"
+
+
+def list_images(*folders: str | Path, recursive: bool = True) -> list[Path]:
+    """List the pictures in folders, sorted within each folder given.
+
+    Convention: soft links are followed, hidden files left out, extensions compared without case.
+
+    Args:
+        folders: one or several folders; the order given is kept.
+        recursive: look into sub-folders too.
+
+    Returns:
+        Paths that begin with the folder as given; empty if there is no picture.
+
+    Raises:
+        FileNotFoundError: a folder is missing; the message says how to supply it.
+        NotADirectoryError: a path is not a folder.
+    """
+    return [path for folder in folders for path in sorted(_images_in(Path(folder), recursive))]
+
+
+def _images_in(folder: Path, recursive: bool) -> Iterator[Path]:
+    if not folder.exists():
+        raise FileNotFoundError(
+            f"no folder {folder}: link your pictures there (ln -s /path/to/pictures {folder}), "
+            "or see data/README.md and `superpoint data --help` for what can be fetched"
+        )
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is not a folder of pictures")
+    seen: set[Path] = set()
+    for parent, names, files in os.walk(folder, followlinks=True):
+        # A link that leads back up would be walked for ever.
+        seen.add(Path(parent).resolve())
+        names[:] = [
+            name
+            for name in names
+            if recursive and name[0] != "." and (Path(parent) / name).resolve() not in seen
+        ]
+        for name in files:
+            if name[0] != "." and Path(name).suffix.lower() in IMAGE_EXTENSIONS:
+                yield Path(parent) / name
+
+
+def read_gray(path: str | Path) -> np.ndarray:
+    """Read a picture as grey values.
+
+    Convention: colours are weighted as OpenCV does (0.299 R + 0.587 G + 0.114 B), deeper pictures
+    are reduced to 8 bits, and the camera's orientation tag is applied.
+
+    Returns:
+        float32 (H, W) in [0, 1].
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UnreadableImageError: the file is empty or is not a picture; it is named.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no picture {path}")
+    data = np.fromfile(path, dtype=np.uint8)
+    try:
+        image = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE) if data.size else None
+    except cv2.error as error:
+        raise UnreadableImageError(f"cannot read {path} as a picture: {error}") from error
+    if image is None:
+        raise UnreadableImageError(f"cannot read {path} as a picture: empty or unknown format")
+    return image.astype(np.float32) / 255
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path``; move it into place if the block succeeds.
+
+    The temporary name keeps the extension, which some writers insist on. Missing parent folders are
+    made. If the block raises, ``path`` stays as it was and the temporary file is removed.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:12]}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write UTF-8 text at once or not at all, and return the path."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+    return Path(path)
+
+
+def write_json(path: str | Path, value: Any) -> Path:
+    """Write indented JSON at once or not at all, and return the path.
+
+    Convention: numpy scalars and arrays, paths and dataclasses are written as plain values.
+
+    Raises:
+        TypeError: a value that has no JSON form.
+    """
+    return write_text(path, json.dumps(value, indent=2, default=_json_value) + "\n")
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, Path):
+        return value.as_posix()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON: {value!r}")
