@@ -1,0 +1,396 @@
+"""The command line: ``superpoint <command> --help``.
+
+Each command's options come from the same dataclasses that the library and the notebooks use. A
+command imports what it needs when it is called, so that help is quick. Every failure prints one
+line and exits with 1, a wrong usage with 2; ``SUPERPOINT_TRACEBACK=1`` shows where it came from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+import tyro
+from tyro.conf import Positional
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from superpoint_lib.extraction import Features
+    from superpoint_lib.training import TrainConfig
+
+T = TypeVar("T")
+
+
+class UsageError(Exception):
+    """Options that do not hold together; the message is one line."""
+
+
+class CommandError(Exception):
+    """What was asked cannot be done; the message is one line."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Run the notebooks of a profile in order and collect the figures they reach."""
+
+    profile: str = "quick"
+    """A file in notebooks/profiles, without its ending: quick, standard or full."""
+    only: str = ""
+    """Numbers or names of the notebooks to run, such as 02,03; all by default."""
+    resume: bool = False
+    """Keep notebooks that finished with the same code, parameters and inputs."""
+    run_dir: Path | None = None
+    """Folder of the run; runs/<profile> by default."""
+    cell_timeout: int = 6 * 3600
+    """Seconds after which a cell counts as failed."""
+
+
+@dataclass(frozen=True)
+class TrainStart:
+    """Where the training configuration starts from; single options override it."""
+
+    recipe: str = ""
+    """A named configuration of superpoint_lib.training.RECIPES."""
+    profile: str = ""
+    """A profile of notebooks whose values for --stage are laid over the recipe."""
+    stage: str = ""
+    """Number or name of the notebook to take from --profile."""
+
+
+@dataclass(frozen=True)
+class TrainRun:
+    """Where a training goes."""
+
+    run_dir: Path | None = None
+    """Folder for checkpoints, history and weights; runs/train/<recipe or stage> by default."""
+    resume: bool = True
+    """Go on from the last checkpoint in the folder."""
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Evaluate extractors on HPatches: repeatability, homography accuracy, matching, mAP."""
+
+    extractors: Positional[tuple[str, ...]] = ("superpoint", "sift", "orb")
+    """Bundled weights, weight files, or OpenCV's sift, orb, fast, harris, shi_tomasi."""
+    data: str = "auto"
+    """Folder of HPatches sequences; auto: data/hpatches if there, else the mini benchmark."""
+    protocol: str = "rpautrat"
+    """How to measure: rpautrat, eric or gluefactory."""
+    output: Path = Path("runs/evaluation")
+    """Folder for results.json and results.csv."""
+
+
+@dataclass(frozen=True)
+class ExtractorOptions:
+    """How keypoints are found."""
+
+    weights: str = "superpoint"
+    """A bundled name or the path of a weight file."""
+    max_keypoints: int = 1000
+    """Most keypoints for an image, best first."""
+    threshold: float = 0.005
+    """Least score of a keypoint, in [0, 1]."""
+    nms_radius: int = 4
+    """Radius of non-maximum suppression, in pixels."""
+    subpixel: bool = True
+    """Refine keypoints by a soft-argmax."""
+    device: str = "auto"
+    """cpu, cuda, or auto: the GPU when there is one."""
+
+
+@dataclass(frozen=True)
+class ExtractOptions(ExtractorOptions):
+    """Write the features of images to one .npz file each."""
+
+    images: Positional[tuple[Path, ...]] = ()
+    """Image files, or folders of them."""
+    output: Path = Path("runs/features")
+    """Folder for the files, which hold keypoints, keypoint_scores, descriptors, image_size."""
+
+
+@dataclass(frozen=True)
+class MatchOptions(ExtractorOptions):
+    """Match two images and draw the matches."""
+
+    image0: Positional[Path] = tyro.MISSING
+    """First image."""
+    image1: Positional[Path] = tyro.MISSING
+    """Second image."""
+    output: Path = Path("matches.png")
+    """The picture to write; its ending chooses the format."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Write a model as an ONNX file."""
+
+    weights: str = "superpoint"
+    """A bundled name or the path of a weight file."""
+    output: Path = Path("superpoint.onnx")
+    """The file to write."""
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Say which data sets are linked, what is missing in them, and how to get them."""
+
+    action: Positional[Literal["check", "fetch"]] = "check"
+    """check: look at what is there. fetch: say, in addition, how to get what is not."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0, 1 for a failure, 2 for wrong usage."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help())
+        return 0 if arguments else 2
+    name, *rest = arguments
+    try:
+        if name not in COMMANDS:
+            raise UsageError(f"no command {name!r}: known are {', '.join(COMMANDS)}")
+        return COMMANDS[name][1](rest)
+    except UsageError as error:
+        return _fail(f"{error} (see superpoint --help)" if name not in COMMANDS else error, 2)
+    except KeyboardInterrupt:
+        return _fail(f"{name}: stopped; what was finished is kept", 130)
+    except Exception as error:
+        if os.environ.get("SUPERPOINT_TRACEBACK"):
+            raise
+        known = isinstance(error, CommandError | ValueError | OSError | KeyError)
+        text = " ".join(str(error.args[0] if isinstance(error, KeyError) else error).split())
+        return _fail(f"{name}: {text}" if known else f"{name}: {type(error).__name__}: {text}", 1)
+
+
+def _fail(message: object, status: int) -> int:
+    print(f"superpoint {message}", file=sys.stderr)
+    return status
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = ["usage: superpoint COMMAND [OPTIONS]", ""]
+    lines += [f"  {name:<{width}}  {text}" for name, (text, _) in COMMANDS.items()]
+    return "\n".join([*lines, "", "superpoint COMMAND --help lists a command's options."])
+
+
+def _parse(options: Callable[..., T] | type[T], command: str, arguments: Sequence[str]) -> T:
+    """Parse with tyro, whose boxed messages become one line."""
+    captured = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(captured):
+            return tyro.cli(
+                options,
+                prog=f"superpoint {command}",
+                args=list(arguments),
+                config=(tyro.conf.OmitArgPrefixes,),
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UsageError(f"{command}: {_one_line(captured.getvalue())}") from None
+
+
+def _one_line(box: str) -> str:
+    """The words inside one of tyro's message boxes, up to its pointer to the help text."""
+    lines = [line.strip(" │") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
+    text = " ".join(line for line in lines if line.strip("─ "))
+    text = re.split(r"Argument helptext:|For full helptext", text)[0]
+    return " ".join(text.split()) or "wrong usage"
+
+
+def _run(arguments: Sequence[str]) -> int:
+    options = _parse(RunOptions, "run", arguments)
+    from superpoint_lib.pipeline import run_profile, summary
+
+    report = run_profile(
+        options.profile,
+        only=[part.strip() for part in options.only.split(",") if part.strip()] or None,
+        resume=options.resume,
+        run_dir=options.run_dir,
+        cell_timeout=options.cell_timeout,
+        say=lambda line: print(line, flush=True),
+    )
+    print(f"\n{summary(report)}")
+    return 1 if report.failed else 0
+
+
+def _train(arguments: Sequence[str]) -> int:
+    start = _train_start(arguments)
+    from superpoint_lib.paths import runs_dir
+    from superpoint_lib.training import TrainConfig, train
+
+    base = _train_config(start)
+
+    def options(
+        start: TrainStart = start, run: TrainRun = TrainRun(), config: TrainConfig = base
+    ) -> tuple[TrainRun, TrainConfig]:
+        """Train a detector, or a detector with descriptors."""
+        return run, config
+
+    # The annotations are strings in this module; tyro needs the class itself.
+    options.__annotations__["config"] = TrainConfig
+    run, config = _parse(options, "train", arguments)
+    name = start.recipe or start.stage or "custom"
+    run_dir = run.run_dir or runs_dir() / "train" / name
+    result = train(config, run_dir, resume=run.resume)
+    for skipped in result.skipped:
+        print(f"left out: {skipped}", file=sys.stderr)
+    print(f"weights: {result.weights_path}")
+    return 0
+
+
+def _train_start(arguments: Sequence[str]) -> TrainStart:
+    """Read --recipe, --profile and --stage alone: they decide the other options' defaults."""
+    captured = io.StringIO()
+    known = [argument for argument in arguments if argument not in ("-h", "--help")]
+    try:
+        with contextlib.redirect_stderr(captured):
+            start, _ = tyro.cli(TrainStart, args=known, return_unknown_args=True)
+    except SystemExit:
+        raise UsageError(f"train: {_one_line(captured.getvalue())}") from None
+    if bool(start.profile) != bool(start.stage):
+        raise UsageError("train: --profile and --stage go together: --profile full --stage 02")
+    return start
+
+
+def _train_config(start: TrainStart) -> TrainConfig:
+    """The recipe, with what the profile sets for the stage laid over it."""
+    from dataclasses import fields
+
+    from superpoint_lib.config import replace
+    from superpoint_lib.training import RECIPES, TrainConfig
+
+    if start.recipe and start.recipe not in RECIPES:
+        raise UsageError(f"train: no recipe {start.recipe!r}: known are {', '.join(RECIPES)}")
+    config = RECIPES[start.recipe] if start.recipe else TrainConfig()
+    if not start.profile:
+        return config
+    from superpoint_lib.pipeline import plan
+
+    (stage,) = plan(start.profile, only=[start.stage])
+    names = {field.name for field in fields(TrainConfig)}
+    return replace(config, **{k: v for k, v in stage.parameters.items() if k in names})
+
+
+def _adapt(arguments: Sequence[str]) -> int:
+    from superpoint_lib.adaptation import AdaptConfig, export_labels
+
+    config = _parse(AdaptConfig, "adapt", arguments)
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    print(export_labels(config, rank=rank, world=world))
+    return 0
+
+
+def _extract(arguments: Sequence[str]) -> int:
+    options = _parse(ExtractOptions, "extract", arguments)
+    import numpy as np
+
+    from superpoint_lib.paths import read_gray
+
+    images = _image_files(options.images)
+    targets = {path: options.output / f"{path.stem}.npz" for path in images}
+    if len(set(targets.values())) < len(images):
+        raise CommandError("two images have the same name: extract them to separate folders")
+    find = _extractor(options)
+    options.output.mkdir(parents=True, exist_ok=True)
+    unreadable = []
+    for path, target in targets.items():
+        try:
+            features = find(read_gray(path)).numpy()
+        except ValueError as error:
+            unreadable.append(str(error))
+            continue
+        arrays = {
+            name: getattr(features, name)
+            for name in ("keypoints", "keypoint_scores", "descriptors", "image_size")
+            if getattr(features, name) is not None
+        }
+        np.savez_compressed(target, **arrays)
+        print(f"{target}: {len(features.keypoints)} keypoints")
+    if unreadable:
+        raise CommandError(f"{len(unreadable)} of {len(images)} left out: {'; '.join(unreadable)}")
+    return 0
+
+
+def _match(arguments: Sequence[str]) -> int:
+    options = _parse(MatchOptions, "match", arguments)
+    from superpoint_lib.extraction import match
+    from superpoint_lib.paths import read_gray
+    from superpoint_lib.plotting import plot_matches
+
+    image0, image1 = read_gray(options.image0), read_gray(options.image1)
+    find = _extractor(options)
+    features0, features1 = find(image0), find(image1)
+    if features0.descriptors is None:
+        raise CommandError(f"{options.weights} has no descriptors: choose a SuperPoint to match")
+    matches, _ = match(features0, features1)
+    figure = plot_matches(image0, image1, features0.keypoints, features1.keypoints, matches)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(options.output, bbox_inches="tight")
+    print(
+        f"{len(features0)} and {len(features1)} keypoints, {len(matches)} matches: {options.output}"
+    )
+    return 0
+
+
+def _image_files(paths: Sequence[Path]) -> list[Path]:
+    from superpoint_lib.paths import list_images
+
+    if not paths:
+        raise UsageError("extract: name an image or a folder (see superpoint extract --help)")
+    files: list[Path] = []
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(f"no such image or folder: {path}")
+        files += list_images(path) if path.is_dir() else [path]
+    if not files:
+        raise CommandError(f"no images in {', '.join(map(str, paths))}")
+    return files
+
+
+def _extractor(options: ExtractorOptions) -> Callable[[np.ndarray], Features]:
+    """Load the model once; the result takes an image (H, W) to its features."""
+    import torch
+
+    from superpoint_lib.checkpoints import load_weights
+    from superpoint_lib.extraction import Features, extract
+    from superpoint_lib.model import MagicPoint, SuperPoint
+
+    has_descriptors = any("desc" in key for key in load_weights(options.weights).state_dict)
+    network = SuperPoint if has_descriptors else MagicPoint
+    device = options.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = network.from_pretrained(options.weights).to(device).eval()
+
+    def find(image: np.ndarray) -> Features:
+        features = extract(
+            model,
+            image,
+            max_keypoints=options.max_keypoints,
+            threshold=options.threshold,
+            nms_radius=options.nms_radius,
+            subpixel=options.subpixel,
+        )
+        assert isinstance(features, Features)  # one image gives one, a batch a list
+        return features
+
+    return find
+
+
+COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
+    "run": ("run the notebooks of a profile", _run),
+    "train": ("train a detector, or detector and descriptors", _train),
+    "adapt": ("label pictures by homographic adaptation", _adapt),
+    "extract": ("write the features of images to files", _extract),
+    "match": ("match two images and draw the matches", _match),
+}

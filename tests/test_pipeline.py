@@ -1,0 +1,246 @@
+"""The pipeline on a throw-away project of small notebooks, executed for real."""
+
+import json
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from superpoint_lib import pipeline, report
+from superpoint_lib.pipeline import PipelineError, plan, run_profile, summary, widget_errors
+
+PARAMETERS = """
+output: str = "runs/quick/{name}"  # folder for artefacts
+steps: int = 2  # steps to take
+rate: float = 0.5  # size of a step
+source: str = "bundled"  # where the input comes from
+folders: tuple[str, ...] = ()  # image folders
+"""
+SAVE = """
+import json, pathlib
+folder = pathlib.Path("..") / output
+folder.mkdir(parents=True, exist_ok=True)
+(folder / "weights.txt").write_text(str(steps))
+(folder / "results.json").write_text(json.dumps({"distance": steps * rate}))
+"""
+BROKEN_RESULTS = """Path("..", output, "results.json").write_text("[1")"""
+READ = """
+import pathlib
+if source != "bundled":
+    print(pathlib.Path("..", source).read_text())
+"""
+FIGURE = """
+import base64
+from IPython.display import Image
+Image(base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="))
+"""
+WIDGET = """
+import ipywidgets
+def draw(radius):
+    raise ValueError(f"radius {radius} is too small")
+ipywidgets.interact(draw, radius=(1, 5));
+"""
+
+
+def write_notebook(folder: Path, name: str, *cells: str) -> Path:
+    notebook = new_notebook(
+        cells=[
+            new_markdown_cell(f"# Title of {name}"),
+            new_code_cell(PARAMETERS.format(name=name), metadata={"tags": ["parameters"]}),
+            *(new_code_cell(cell) for cell in cells),
+        ],
+        metadata={
+            "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}
+        },
+    )
+    path = folder / "notebooks" / f"{name}.ipynb"
+    nbformat.write(notebook, path)
+    return path
+
+
+def write_profile(folder: Path, name: str, text: str) -> None:
+    (folder / "notebooks" / "profiles" / f"{name}.yaml").write_text(text)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A checkout with two notebooks, the second able to read what the first leaves."""
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "notebooks" / "profiles").mkdir(parents=True)
+    write_profile(tmp_path, "quick", "{}")
+    write_notebook(tmp_path, "00_first", SAVE, FIGURE)
+    write_notebook(tmp_path, "01_second", READ)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+LINKED = "00_first: {steps: 4}\n01_second: {source: '{run}/00_first/weights.txt'}\n"
+
+
+def statuses(result):
+    return {stage.name: stage.status for stage in result.stages}
+
+
+def test_run_leaves_notebooks_figures_results_and_index(project, capsys):
+    result = run_profile("quick")
+    run = project / "runs" / "quick"
+    assert not result.failed
+    assert result.stages[0].results == {"distance": 1.0}
+    assert json.loads((run / "results.json").read_text())["results"] == {
+        "00_first": {"distance": 1.0}
+    }
+    assert (run / "figures" / "00_first_01.png").read_bytes().startswith(b"\x89PNG")
+    index = (run / "index.html").read_text()
+    for shown in ("Title of 00_first", "00_first.html", "figures/00_first_01.png", "1.000"):
+        assert shown in index
+    assert (run / "01_second.html").is_file()
+    assert (run / "00_first.ipynb").is_file()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("[1/2] 00_first")
+    assert lines[0].rstrip().endswith(" s")
+    assert "distance" in summary(result)
+    assert str(run / "index.html") in summary(result)
+
+
+def test_artefacts_are_passed_on_and_resume_keeps_what_has_not_changed(project):
+    write_profile(project, "long", LINKED)
+    run_profile("long")
+    executed = (project / "runs" / "long" / "01_second.ipynb").read_text()
+    assert "runs/long/00_first/weights.txt" in executed
+    assert str(project) not in json.dumps(nbformat.reads(executed, 4).cells)
+
+    again = run_profile("long", resume=True)
+    assert set(statuses(again).values()) == {"kept"}
+    assert again.stages[0].results == {"distance": 2.0}
+
+    # New artefacts of the first make the second stale, though its own parameters are the same.
+    write_profile(project, "long", LINKED.replace("4", "6"))
+    assert set(statuses(run_profile("long", resume=True)).values()) == {"done"}
+
+    # Changed code runs again as well.
+    write_notebook(project, "01_second", READ, "1 + 1")
+    assert statuses(run_profile("long", resume=True)) == {"00_first": "kept", "01_second": "done"}
+
+
+def test_a_failure_keeps_the_earlier_result_and_stops_only_its_readers(project):
+    write_profile(project, "long", LINKED)
+    write_notebook(project, "02_alone", "1 + 1")
+    run_profile("long", only=["00"])
+    kept = (project / "runs" / "long" / "00_first.ipynb").read_text()
+
+    write_notebook(project, "00_first", "raise RuntimeError('no luck\\nat all')")
+    result = run_profile("long")
+    assert statuses(result) == {"00_first": "failed", "01_second": "left out", "02_alone": "done"}
+    assert "cell 3: RuntimeError: no luck" in result.stages[0].message
+    assert [stage.name for stage in result.failed] == ["00_first", "01_second"]
+    assert (project / "runs" / "long" / "00_first.ipynb").read_text() == kept
+    assert (project / "runs" / "long" / "00_first.failed.ipynb").is_file()
+    assert "failed: cell 3" in result.index.read_text()
+    assert "2 of 3 notebooks did not finish" in summary(result)
+
+
+def test_an_exception_inside_a_widget_callback_fails_the_notebook(project):
+    write_notebook(project, "00_first", WIDGET)
+    result = run_profile("quick", only=["00_first"])
+    assert statuses(result) == {"00_first": "failed"}
+    assert "inside a widget: ValueError: radius 3 is too small" in result.stages[0].message
+
+
+def test_a_cell_that_takes_too_long_fails(project):
+    write_notebook(project, "00_first", "import time\ntime.sleep(60)")
+    result = run_profile("quick", only=["00"], cell_timeout=1)
+    assert "CellTimeoutError" in result.stages[0].message
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("03_third: {}", "unknown notebook '03_third'"),
+        ("00_first: {step: 2}", "unknown parameter 'step': known are output, steps"),
+        ("00_first: {steps: 2.5}", "steps must be int, not 2.5"),
+        ("00_first: {steps: true}", "steps must be int, not True"),
+        ("00_first: {rate: 1e-3}", "rate must be float, not '1e-3'.*1.0e-3"),
+        ("00_first: {folders: data}", "folders must be tuple"),
+        ("00_first: {output: here}", "output is set by the pipeline"),
+        ("00_first: 3", "must hold a mapping"),
+        ("00_first: {source: '{run}/01_second/x'}", "must name an earlier notebook"),
+    ],
+)
+def test_a_profile_that_does_not_hold_is_refused_before_anything_runs(project, text, message):
+    write_profile(project, "bad", text)
+    with pytest.raises(PipelineError, match=message):
+        run_profile("bad")
+    assert not (project / "runs").exists()
+
+
+def test_unknown_names_and_missing_inputs_are_refused(project):
+    write_profile(project, "long", LINKED)
+    with pytest.raises(PipelineError, match="unknown profile 'slow': known are long, quick"):
+        plan("slow")
+    with pytest.raises(PipelineError, match="no notebook '07'"):
+        plan("quick", only=["00", "07"])
+    with pytest.raises(PipelineError, match="add 00 to --only"):
+        plan("long", only=["01"])
+
+
+def test_lists_of_placeholders_are_filled(project):
+    write_profile(project, "long", "01_second: {folders: ['{run}/00_first/a', data/b]}")
+    second = plan("long")[1]
+    assert second.parameters["folders"] == ["runs/long/00_first/a", "data/b"]
+    assert second.inputs == ("00_first",)
+
+
+def test_a_notebook_without_an_output_parameter_is_refused(project):
+    path = project / "notebooks" / "00_first.ipynb"
+    path.write_text(path.read_text().replace("output: str", "outlet: str"))
+    with pytest.raises(PipelineError, match="no output: str"):
+        plan("quick")
+
+
+def test_outside_a_checkout_it_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "project_root", lambda: tmp_path)
+    with pytest.raises(PipelineError, match="inside a clone"):
+        pipeline.list_notebooks()
+
+
+def test_results_that_cannot_be_read_fail_the_notebook(project):
+    write_notebook(project, "00_first", "from pathlib import Path", BROKEN_RESULTS)
+    result = run_profile("quick", only=["00"])
+    assert "runs/quick/00_first/results.json is not JSON" in result.stages[0].message
+
+
+def test_site_renders_the_committed_notebooks(project):
+    index = pipeline.write_site()
+    assert index == project / "site" / "index.html"
+    assert "Title of 01_second" in index.read_text()
+    assert (project / "site" / "01_second.html").is_file()
+
+
+def test_widget_errors_are_found_in_the_stored_state():
+    notebook = new_notebook()
+    assert widget_errors(notebook) == []
+    error = {"output_type": "error", "ename": "KeyError", "evalue": "'x'"}
+    state = {"a": {"state": {"outputs": [{"output_type": "stream"}, error]}}, "b": {"state": {}}}
+    notebook.metadata["widgets"] = {pipeline.WIDGET_STATE: {"state": state}}
+    assert widget_errors(notebook) == ["KeyError: 'x'"]
+
+
+def test_results_table_aligns_and_formats():
+    table = report.results_table({"00": {"mAP": 0.98765, "pairs": 35}, "01": {"loss": 2e-5}})
+    assert table.splitlines() == [
+        "notebook  figure      value",
+        "00        mAP         0.988",
+        "          pairs          35",
+        "01        loss    2.000e-05",
+    ]
+    assert report.results_table({"00": {}}) == ""
+
+
+def test_extracted_figures_replace_older_ones(tmp_path):
+    (tmp_path / "nb_07.png").touch()
+    image = new_output("display_data", {"image/png": "iVBORw0KGgo="})
+    notebook = new_notebook(cells=[new_code_cell("", outputs=[image])])
+    assert report.extract_figures(notebook, tmp_path, "nb") == (tmp_path / "nb_01.png",)
+    assert not (tmp_path / "nb_07.png").exists()
+    assert report.notebook_title(notebook) == ""
