@@ -1,0 +1,307 @@
+"""Results of an evaluation: records per pair, summaries with intervals, files, comparisons.
+
+Derived in notebook 06.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from superpoint_lib.config import from_dict, to_dict
+from superpoint_lib.evaluation import metrics
+from superpoint_lib.evaluation.protocols import ProtocolConfig
+from superpoint_lib.paths import write_json, write_text
+
+Record = dict[str, Any]
+KEYS = ("extractor", "sequence", "split", "pair")
+SPLITS = ("illumination", "viewpoint")
+
+
+@dataclass(frozen=True)
+class Results:
+    """The records of an evaluation, and the ways to summarise and keep them.
+
+    Attributes:
+        protocol_name: Name of the protocol ("custom" for a configuration of one's own).
+        protocol: Its configuration.
+        records: One dictionary per extractor and pair: who, where, counts, ``corner_error`` in
+            pixels (infinity: failed) and every metric of ``protocol.metrics`` it has.
+        skipped: Sequences left out, with the reason.
+    """
+
+    protocol_name: str
+    protocol: ProtocolConfig
+    records: tuple[Record, ...]
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def extractors(self) -> tuple[str, ...]:
+        """Names, in the order of the evaluation."""
+        return tuple(dict.fromkeys(record["extractor"] for record in self.records))
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """ "all", and the parts that are there."""
+        present = {record["split"] for record in self.records}
+        return ("all", *(split for split in SPLITS if split in present))
+
+    @property
+    def sequences(self) -> tuple[str, ...]:
+        """Names of the sequences measured."""
+        return tuple(dict.fromkeys(record["sequence"] for record in self.records))
+
+    def select(self, extractor: str | None = None, part: str = "all") -> Results:
+        """Keep one extractor (None: every) and one part: "all", a split, or a sequence's name.
+
+        Raises:
+            KeyError: An extractor or part that is not in these results.
+        """
+        if extractor is not None and extractor not in self.extractors:
+            raise KeyError(f"no extractor {extractor!r} here; there are {self.extractors}")
+        if part not in self.splits and part not in self.sequences:
+            raise KeyError(f"no part {part!r} here; there are {self.splits + self.sequences}")
+        kept = tuple(
+            record
+            for record in self.records
+            if extractor in (None, record["extractor"])
+            and part in ("all", record["split"], record["sequence"])
+        )
+        return dataclasses.replace(self, records=kept)
+
+    def values(self, metric: str) -> NDArray[np.float64]:
+        """One number per record, NaN where it has none (a detector's homography accuracy)."""
+        return np.array([record.get(metric, math.nan) for record in self.records], np.float64)
+
+    def summary(
+        self,
+        parts: Iterable[str] | None = None,
+        confidence: float = 0.95,
+        clustered: bool = True,
+    ) -> list[Record]:
+        """Mean and bootstrap interval of every metric, by part and extractor.
+
+        Args:
+            parts: Splits or sequence names; "all" and the splits when left out.
+            confidence: Coverage of the intervals.
+            clustered: Draw whole sequences, whose pairs share an image and stand or fall together;
+                otherwise single pairs, which gives narrower intervals that trust the pairs to be
+                independent.
+
+        Returns:
+            Rows with the keys extractor, part, metric, value, low, high, pairs.
+        """
+        return [
+            {
+                "extractor": extractor,
+                "part": part,
+                "metric": metric,
+                "value": interval.mean,
+                "low": interval.low,
+                "high": interval.high,
+                "pairs": int(np.isfinite(values).sum()),
+            }
+            for part in (self.splits if parts is None else parts)
+            for extractor in self.extractors
+            for chosen in [self.select(extractor, part)]
+            for metric in self.protocol.metrics
+            if not np.isnan(values := chosen.values(metric)).all()
+            for interval in [
+                metrics.bootstrap_mean(
+                    values, chosen._clusters() if clustered else None, confidence=confidence
+                )
+            ]
+        ]
+
+    def table(
+        self,
+        part: str = "all",
+        columns: Sequence[str] | None = None,
+        intervals: bool = False,
+        confidence: float = 0.95,
+    ) -> str:
+        """A Markdown table: a row for each extractor, a column for each metric.
+
+        Args:
+            part: "all", a split, or the name of a sequence.
+            columns: Metrics; all of the protocol when left out.
+            intervals: Add the bootstrap intervals (sequences drawn whole).
+            confidence: Their coverage.
+        """
+        names = tuple(self.protocol.metrics if columns is None else columns)
+        rows = self.summary([part], confidence)
+        cells = {(row["extractor"], row["metric"]): _cell(row, intervals) for row in rows}
+        lines = [
+            f"| {part} | {' | '.join(names)} |",
+            "|---" + "|---:" * len(names) + "|",
+            *(
+                f"| {extractor} | {' | '.join(cells.get((extractor, n), '–') for n in names)} |"
+                for extractor in self.extractors
+            ),
+        ]
+        notes = [f"\nleft out: {name} ({reason})" for name, reason in self.skipped.items()]
+        return "\n".join(lines + notes)
+
+    def worst_pairs(self, extractor: str, count: int = 5) -> list[Record]:
+        """The records with the largest corner errors, worst first (failed pairs lead)."""
+        records = [r for r in self.select(extractor).records if "corner_error" in r]
+        return sorted(records, key=lambda r: -r["corner_error"])[:count]
+
+    def curve(self, extractor: str, thresholds: Sequence[float]) -> NDArray[np.float64]:
+        """Homography accuracy at each threshold in pixels, (len(thresholds),) in [0, 1]."""
+        errors = self.select(extractor).values("corner_error")
+        return np.array([metrics.homography_accuracy(errors, eps) for eps in thresholds])
+
+    def save(self, path: str | Path, command: str) -> tuple[Path, Path]:
+        """Write ``path`` with the suffixes .json (everything) and .csv (the records).
+
+        Args:
+            path: With or without a suffix; missing folders are made.
+            command: What a reader types to get these results again; stored in both files.
+
+        Returns:
+            The two paths. Infinity is written "inf", NaN null. The CSV's first line is the command
+            behind a ``#``.
+        """
+        stem = str(path).removesuffix(".json").removesuffix(".csv")
+        json_path, csv_path = Path(f"{stem}.json"), Path(f"{stem}.csv")
+        content = {
+            "command": command,
+            "protocol_name": self.protocol_name,
+            "protocol": to_dict(self.protocol),
+            "skipped": self.skipped,
+            "summary": [_jsonable(row) for row in self.summary()],
+            "records": [_jsonable(record) for record in self.records],
+        }
+        write_json(json_path, content)
+        write_text(csv_path, f"# {command}\n{self._csv()}")
+        return json_path, csv_path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Results:
+        """Read what ``save`` wrote, from the .json file.
+
+        Raises:
+            FileNotFoundError: No such file.
+            ValueError: Not a file of results, by name.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            return cls(
+                content["protocol_name"],
+                from_dict(ProtocolConfig, content["protocol"], str(path)),
+                tuple(_from_json(record) for record in content["records"]),
+                content["skipped"],
+            )
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path}: not a file of evaluation results ({error!r})") from error
+
+    def _clusters(self) -> NDArray[np.str_]:
+        return np.array([record["sequence"] for record in self.records])
+
+    def _csv(self) -> str:
+        columns = list(dict.fromkeys(key for record in self.records for key in record))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.records)
+        return text.getvalue()
+
+
+def compare(
+    results_a: Results,
+    results_b: Results,
+    part: str = "all",
+    confidence: float = 0.95,
+    clustered: bool = True,
+) -> list[Record]:
+    """Compare two extractors pair by pair: the mean difference b - a and its bootstrap interval.
+
+    Both saw the same pairs, so the difficulty of a pair cancels in the difference; the interval
+    is often far narrower than the two separate ones suggest.
+
+    Args:
+        results_a: Of one extractor (``results.select("SIFT")``).
+        results_b: Of the other, on the same pairs under the same protocol.
+        part: "all", a split, or a sequence's name.
+        confidence: Coverage of the intervals.
+        clustered: Draw whole sequences instead of single pairs.
+
+    Returns:
+        Rows with the keys metric, a, b, difference, low, high, pairs for every metric both have.
+        An interval that excludes 0 means a difference at that confidence.
+
+    Raises:
+        ValueError: More than one extractor in either, other pairs, or another protocol.
+    """
+    a, b = (results.select(part=part) for results in (results_a, results_b))
+    if len(a.extractors) != 1 or len(b.extractors) != 1:
+        raise ValueError(
+            f"compare takes one extractor each, not {a.extractors} and {b.extractors}: use "
+            "results.select(name)"
+        )
+    if a.protocol != b.protocol:
+        raise ValueError("the two results come from different protocols")
+    b_records = {_pair_key(record): record for record in b.records}
+    different = {_pair_key(record) for record in a.records} ^ set(b_records)
+    if different:
+        raise ValueError(f"the two results cover different pairs, such as {min(different)}")
+    b = dataclasses.replace(b, records=tuple(b_records[_pair_key(record)] for record in a.records))
+    clusters = a._clusters() if clustered else None
+    rows = []
+    for metric in a.protocol.metrics:
+        values_a, values_b = a.values(metric), b.values(metric)
+        known = ~(np.isnan(values_a) | np.isnan(values_b))
+        if known.any():
+            difference = metrics.bootstrap_mean(
+                values_b - values_a, clusters, confidence=confidence
+            )
+            rows.append(
+                {
+                    "metric": metric,
+                    "a": float(values_a[known].mean()),
+                    "b": float(values_b[known].mean()),
+                    "difference": difference.mean,
+                    "low": difference.low,
+                    "high": difference.high,
+                    "pairs": int(known.sum()),
+                }
+            )
+    return rows
+
+
+def _pair_key(record: Record) -> tuple[str, int]:
+    return record["sequence"], record["pair"]
+
+
+def _cell(row: Record, intervals: bool) -> str:
+    value = f"{row['value']:.3f}"
+    return f"{value} [{row['low']:.3f}, {row['high']:.3f}]" if intervals else value
+
+
+def _jsonable(record: Record) -> Record:
+    return {key: _json_number(value) for key, value in record.items()}
+
+
+def _json_number(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else "inf"
+    return value
+
+
+def _from_json(record: Record) -> Record:
+    special = {None: math.nan, "inf": math.inf}
+    return {
+        key: special.get(value, value) if key not in KEYS else value
+        for key, value in record.items()
+    }
