@@ -8,6 +8,16 @@ dataset is map-style and unbounded: ``dataset[i]`` depends on the seed and ``i``
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import zipfile
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -20,15 +30,20 @@ from superpoint_lib.augmentation import (
     augment_homographic,
     augment_photometric,
 )
-from superpoint_lib.geometry import HOMOGRAPHY_PRESETS, HomographyConfig
+from superpoint_lib.geometry import HOMOGRAPHY_PRESETS, HomographyConfig, resize_and_crop
 from superpoint_lib.losses import cell_validity, keypoints_to_labels
+from superpoint_lib.paths import atomic_path, data_dir, list_images, read_gray, runs_dir
 from superpoint_lib.shapes import ShapesConfig, draw_sample
 
 Sample = dict[str, Tensor]
+Split = Literal["training", "benchmark"]
 
 # Separates the random stream of a sample's augmentation from the one that drew its shapes, which
 # is seeded by (seed, index) alone. Not 0: a seed sequence is padded with zeros.
 _AUGMENTATION_STREAM = 1
+_ORDER_STREAM = 2
+
+_READ_CHUNK = 256
 
 
 def _check_view_arguments(height: int, width: int, views: int) -> None:
@@ -163,3 +178,464 @@ class ShapesDataset(Dataset[Sample]):
         return make_views(
             image, keypoints, self.views, self.photometric, self.homography, rng, self.border
         )
+
+
+# --- label files ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The keypoints found in one picture, as a label file holds them.
+
+    Attributes:
+        keypoints: (N, 2) float32, (x, y) in pixels of the label image; N may be 0.
+        keypoint_scores: (N,) float32, best first.
+        size: (H, W) of the label image.
+        settings: how the labels were made.
+
+    Convention: the label image is the picture after ``geometry.resize_and_crop(picture, *size)``,
+    which is the picture itself when ``size`` is its own; ``read_label_image`` gives it.
+    """
+
+    keypoints: NDArray[np.float32]
+    keypoint_scores: NDArray[np.float32]
+    size: tuple[int, int]
+    settings: dict[str, Any]
+
+
+def save_labels(
+    path: str | Path,
+    keypoints: NDArray[np.floating],
+    keypoint_scores: NDArray[np.floating],
+    size: tuple[int, int],
+    settings: dict[str, Any],
+) -> None:
+    """Write a label file (``.npz``), whole or not at all; folders are made as needed.
+
+    Args:
+        path: where to.
+        keypoints: (N, 2), (x, y) in pixels of the label image.
+        keypoint_scores: (N,).
+        size: (H, W) of the label image, see ``Labels``.
+        settings: plain JSON types.
+
+    Raises:
+        ValueError: for arrays of other shapes.
+    """
+    _check_keypoints(path, keypoints, keypoint_scores)
+
+    with atomic_path(path) as temporary:
+        np.savez(
+            temporary,
+            keypoints=np.asarray(keypoints, np.float32),
+            keypoint_scores=np.asarray(keypoint_scores, np.float32),
+            size=np.asarray(size, np.int64),
+            settings=np.asarray(json.dumps(settings, sort_keys=True)),
+        )
+
+
+def load_labels(path: str | Path) -> Labels:
+    """Read a label file written by ``save_labels``; nothing in it is ever executed.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when the file is damaged or lacks something, named with the file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no label file {path}")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            keypoints, scores = file["keypoints"], file["keypoint_scores"]
+            height, width = (int(side) for side in file["size"])
+            settings = json.loads(str(file["settings"]))
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is not a readable label file: {error}") from error
+    _check_keypoints(path, keypoints, scores)
+    return Labels(keypoints, scores, (height, width), settings)
+
+
+def _check_keypoints(path: str | Path, keypoints: NDArray[Any], scores: NDArray[Any]) -> None:
+    if keypoints.ndim != 2 or keypoints.shape[1] != 2 or scores.shape != keypoints.shape[:1]:
+        raise ValueError(
+            f"{path}: keypoints must be (N, 2) and their scores (N,), "
+            f"got {keypoints.shape} and {scores.shape}"
+        )
+
+
+def label_folders(image_folders: Sequence[str | Path], output: str | Path) -> list[Path]:
+    """Return the folder that holds, or is to hold, the labels of each image folder.
+
+    ``output`` itself for one image folder; ``output/<name of the image folder>`` for each of
+    several.
+
+    Raises:
+        ValueError: when two image folders have the same name.
+    """
+    if len(image_folders) == 1:
+        return [Path(output)]
+    names = [Path(folder).resolve().name for folder in image_folders]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"image folders need different names to share the label folder {output}: "
+            f"{', '.join(map(str, image_folders))}"
+        )
+    return [Path(output) / name for name in names]
+
+
+def read_label_image(path: str | Path, size: tuple[int, int]) -> NDArray[np.float32]:
+    """Read a picture as its labels see it: gray, resized and cropped to (H, W); (0, 0) keeps it.
+
+    Raises:
+        UnreadableImageError: naming the file.
+    """
+    image = read_gray(path)
+    if size not in ((0, 0), image.shape):
+        image, _ = resize_and_crop(image, *size)
+    return image
+
+
+# --- photographs ---------------------------------------------------------------------------------
+
+
+def crop_and_resize(
+    image: NDArray[np.uint8],
+    keypoints: NDArray[np.float32],
+    height: int,
+    width: int,
+    crop: Literal["random", "centre"],
+    rng: np.random.Generator,
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Cut a window of the wanted proportions out of a labelled picture and resize it.
+
+    "centre" takes the largest window, in the middle. "random" draws its scale evenly between
+    that of the largest window and 1 (the picture's own pixels), then its place; nothing is
+    enlarged unless the picture is smaller than what is wanted.
+
+    Args:
+        image: (H, W) uint8.
+        keypoints: (N, 2), (x, y) in pixels of ``image``.
+        height, width: size wanted.
+        crop: "random" or "centre".
+        rng: source of the window; unused for "centre".
+
+    Returns:
+        The (height, width) picture and the (M, 2) keypoints that are on it.
+
+    Convention: a window at (x0, y0) resized by s moves pixel x to s (x - x0 + 0.5) - 0.5. Window
+    sides are whole pixels, so that the two scales may differ by less than one pixel in a side.
+    """
+    cover = max(height / image.shape[0], width / image.shape[1])
+    scale = rng.uniform(cover, max(cover, 1.0)) if crop == "random" else cover
+    window = np.array([width / scale, height / scale]).round().astype(int)
+    room = np.array(image.shape[::-1]) - window
+    room, window = room.clip(0), window + room.clip(None, 0)
+    x, y = rng.integers(room + 1) if crop == "random" else room // 2
+    factor = np.array([width, height]) / window
+    # Area averaging is the anti-aliased way down; on the way up it would repeat pixels.
+    interpolation = cv2.INTER_AREA if factor.min() < 1 else cv2.INTER_LINEAR
+    region = image[y : y + window[1], x : x + window[0]]
+    resized = cv2.resize(region, (width, height), interpolation=interpolation)
+    moved = ((keypoints - (x, y) + 0.5) * factor - 0.5).astype(np.float32)
+    inside = ((moved >= -0.5) & (moved < (width - 0.5, height - 0.5))).all(1)
+    return np.asarray(resized, np.uint8), moved[inside]
+
+
+Picture = tuple[NDArray[np.uint8], NDArray[np.float32]]
+
+
+class PhotoDataset(Dataset[Sample]):
+    """Photographs with pseudo-labels, cropped, warped and changed anew each time they are seen.
+
+    Pictures come from any number of folders, searched recursively; the labels of
+    ``images/a/b.jpg`` are in ``labels/a/b.npz``, as ``adaptation.export_labels`` writes them::
+
+        dataset = PhotoDataset(["data/coco/train2017"], ["runs/labels"], 240, 320)
+        dataset[0]["image0"], dataset[0]["image1"]     # (1, 240, 320) each
+        dataset[0]["H_0to1"]                           # (3, 3), pixels of image0 to image1
+
+    ``dataset[i]`` takes picture ``i mod n`` of a permutation drawn for each epoch ``i // n``, then
+    crops, warps and augments it with random numbers seeded by (seed, i).
+
+    Pictures are decoded once, at the size of their labels, and kept as uint8 while they fit in
+    ``cache_bytes``; the rest is decoded at each access. Set it to 0 to start at once.
+
+    Args:
+        image_folders: one or more folders of pictures.
+        label_folders: one folder for each image folder, or the one ``output`` of an export that
+            labelled them all.
+        height, width: size of the samples, multiples of 8.
+        photometric: gray-level changes, drawn separately for each view.
+        homography: the warp between the views (or of the only view).
+        seed: non-negative.
+        views: 2 for a picture and its warp, or 1.
+        crop: "random" or "centre", see ``crop_and_resize``.
+        border: erosion of the valid area of a warped view, in pixels.
+        cache_bytes: most memory for decoded pictures.
+
+    Attributes:
+        pictures: paths of the pictures in use.
+        skipped: (path, reason) of each picture left out: it cannot be read, or has no usable
+            labels. A picture beyond the cache that turns out unreadable is replaced by the next
+            one and listed when it is met (by the process that met it).
+
+    Raises:
+        FileNotFoundError: when a folder does not exist.
+        ValueError: when no picture is left, for other sizes and numbers of views, and for lists of
+            folders that do not correspond.
+        IndexError: for a negative index.
+
+    Derived in notebook 03.
+    """
+
+    def __init__(
+        self,
+        image_folders: Sequence[str | Path],
+        label_folders: Sequence[str | Path],
+        height: int = 240,
+        width: int = 320,
+        photometric: PhotometricConfig = PHOTOMETRIC_PRESETS["coco_superpoint"],
+        homography: HomographyConfig = HOMOGRAPHY_PRESETS["coco"],
+        seed: int = 0,
+        views: int = 2,
+        crop: Literal["random", "centre"] = "random",
+        border: int = 3,
+        cache_bytes: int = 1 << 30,
+    ) -> None:
+        _check_view_arguments(height, width, views)
+        self.height = height
+        self.width = width
+        self.photometric = photometric
+        self.homography = homography
+        self.seed = seed
+        self.views = views
+        self.crop: Literal["random", "centre"] = crop
+        self.border = border
+        self.skipped: list[tuple[Path, str]] = []
+        self._labels: dict[Path, Path] = {}
+        for images, labels in _paired_folders(image_folders, label_folders):
+            self._find_labels(images, labels)
+        self._cache = self._fill_cache(cache_bytes)
+        self.pictures = list(self._labels)
+        self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
+        if not self.pictures:
+            raise ValueError(
+                f"none of the pictures in {_join(image_folders)} has labels in "
+                f"{_join(label_folders)}; make them with homographic adaptation (notebook 03)"
+            )
+
+    def _find_labels(self, images: Path, labels: Path) -> None:
+        if not labels.is_dir():
+            raise FileNotFoundError(
+                f"no label folder {labels}; make it with homographic adaptation (notebook 03)"
+            )
+        for picture in list_images(images):
+            label = labels / picture.relative_to(images).with_suffix(".npz")
+            if label.is_file():
+                self._labels[picture] = label
+            else:
+                self.skipped.append((picture, f"no label file {label}"))
+
+    def _fill_cache(self, cache_bytes: int) -> dict[Path, Picture]:
+        """Decode pictures until the cache is full; leave out the ones that cannot be read."""
+        cache: dict[Path, Picture] = {}
+        pictures = list(self._labels)
+        with ThreadPoolExecutor() as pool:
+            for start in range(0, len(pictures) if cache_bytes else 0, _READ_CHUNK):
+                chunk = pictures[start : start + _READ_CHUNK]
+                for picture, loaded in zip(chunk, pool.map(self._try_load, chunk), strict=True):
+                    if loaded is None:
+                        del self._labels[picture]
+                    else:
+                        cache[picture] = loaded
+                        cache_bytes -= loaded[0].nbytes + loaded[1].nbytes
+                if cache_bytes <= 0:
+                    break
+        return cache
+
+    def _try_load(self, picture: Path) -> Picture | None:
+        try:
+            labels = load_labels(self._labels[picture])
+            image = read_label_image(picture, labels.size)
+        except (ValueError, OSError) as error:
+            self.skipped.append((picture, str(error)))
+            return None
+        return (image * 255).round().astype(np.uint8), labels.keypoints
+
+    def _picture(self, index: int) -> Picture:
+        epoch, position = divmod(index, len(self.pictures))
+        if self._order[0] != epoch:
+            rng = np.random.default_rng([self.seed, epoch, _ORDER_STREAM])
+            self._order = (epoch, rng.permutation(len(self.pictures)))
+        for shift in range(len(self.pictures)):
+            picture = self.pictures[self._order[1][(position + shift) % len(self.pictures)]]
+            loaded = self._cache.get(picture) or self._try_load(picture)
+            if loaded is not None:
+                return loaded
+        raise ValueError(f"none of the {len(self.pictures)} pictures can be read any more")
+
+    def __getitem__(self, index: int) -> Sample:
+        _check_index(index)
+        rng = np.random.default_rng([self.seed, index, _AUGMENTATION_STREAM])
+        cropped, keypoints = crop_and_resize(
+            *self._picture(index), self.height, self.width, self.crop, rng
+        )
+        image = cropped.astype(np.float32) / 255
+        return make_views(
+            image, keypoints, self.views, self.photometric, self.homography, rng, self.border
+        )
+
+
+def _paired_folders(
+    image_folders: Sequence[str | Path], labels: Sequence[str | Path]
+) -> list[tuple[Path, Path]]:
+    if len(labels) == 1:
+        labels = label_folders(image_folders, labels[0])
+    if len(image_folders) != len(labels) or not image_folders:
+        raise ValueError(
+            f"give one label folder for each image folder, or one for all: got "
+            f"{len(image_folders)} image folders and {len(labels)} label folders"
+        )
+    return [(Path(i), Path(j)) for i, j in zip(image_folders, labels, strict=True)]
+
+
+def _join(paths: Iterable[str | Path]) -> str:
+    return ", ".join(map(str, paths))
+
+
+# --- photographs that come with the dependencies -------------------------------------------------
+
+_SKIMAGE = ("skimage", "data")
+_SKLEARN = ("sklearn", "datasets/images")
+
+BUNDLED_PHOTOS: dict[Split, dict[str, tuple[str, str, str]]] = {
+    "training": {
+        "astronaut": (*_SKIMAGE, "astronaut.png"),
+        "brick": (*_SKIMAGE, "brick.png"),
+        "chelsea": (*_SKIMAGE, "chelsea.png"),
+        "coins": (*_SKIMAGE, "coins.png"),
+        "flower": (*_SKLEARN, "flower.jpg"),
+        "grass": (*_SKIMAGE, "grass.png"),
+        "hubble_deep_field": (*_SKIMAGE, "hubble_deep_field.jpg"),
+        "ihc": (*_SKIMAGE, "ihc.png"),
+        "moon": (*_SKIMAGE, "moon.png"),
+        "retina": (*_SKIMAGE, "retina.jpg"),
+        "rocket": (*_SKIMAGE, "rocket.jpg"),
+        "text": (*_SKIMAGE, "text.png"),
+    },
+    "benchmark": {
+        "camera": (*_SKIMAGE, "camera.png"),
+        "china": (*_SKLEARN, "china.jpg"),
+        "coffee": (*_SKIMAGE, "coffee.png"),
+        "gravel": (*_SKIMAGE, "gravel.png"),
+        "motorcycle_left": (*_SKIMAGE, "motorcycle_left.png"),
+        "motorcycle_right": (*_SKIMAGE, "motorcycle_right.png"),
+        "page": (*_SKIMAGE, "page.png"),
+    },
+}
+"""Where the photographs inside the scikit-image and scikit-learn wheels are: package, folder, file.
+
+Split once, by name: no network is trained on a picture that it is shown or measured on.
+"""
+
+
+def _bundled_path(package: str, folder: str, file: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    roots = [] if spec is None else list(spec.submodule_search_locations or [])
+    for root in roots:
+        path = Path(root) / folder / file
+        if path.is_file():
+            return path
+    raise FileNotFoundError(
+        f"{file} is not in the installed {package}; install the version pinned by this project"
+    )
+
+
+def _bundled_split(split: Split) -> dict[str, Path]:
+    if split not in BUNDLED_PHOTOS:
+        raise ValueError(f"unknown split {split!r}; choose one of {_join(BUNDLED_PHOTOS)}")
+    return {name: _bundled_path(*where) for name, where in BUNDLED_PHOTOS[split].items()}
+
+
+def bundled_photos(split: Split) -> dict[str, NDArray[np.float32]]:
+    """Return the photographs that come inside the scikit-image and scikit-learn wheels, by name.
+
+    Nothing is downloaded. "training" is for adaptation and training; "benchmark" for the
+    quickstart, the mini benchmark and every figure that judges a network. The two share no scene.
+
+    Args:
+        split: "training" or "benchmark".
+
+    Returns:
+        Name to (H, W) float32 gray picture in [0, 1].
+
+    Raises:
+        ValueError: for another split.
+        FileNotFoundError: when an installed wheel lacks a picture, naming both.
+    """
+    return {name: read_gray(path) for name, path in _bundled_split(split).items()}
+
+
+def motorcycle_pair() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return two photographs of one scene from two viewpoints, left and right.
+
+    A Middlebury 2014 stereo pair (Scharstein et al. 2014) from scikit-image, of the "benchmark"
+    split; each (500, 741) float32 in [0, 1].
+    """
+    left, right = (
+        read_gray(_bundled_path(*BUNDLED_PHOTOS["benchmark"][f"motorcycle_{side}"]))
+        for side in ("left", "right")
+    )
+    return left, right
+
+
+def export_bundled_photos(folder: str | Path, split: Split) -> list[Path]:
+    """Write the bundled photographs of a split as gray PNG files; existing files are kept.
+
+    Returns:
+        The paths, ``folder/<name>.png``, sorted.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, source in sorted(_bundled_split(split).items()):
+        path = folder / f"{name}.png"
+        if not path.exists():
+            gray = (read_gray(source) * 255).round().astype(np.uint8)
+            with atomic_path(path) as temporary:
+                temporary.write_bytes(cv2.imencode(".png", gray)[1].tobytes())
+        paths.append(path)
+    return paths
+
+
+_AUTO_FOLDERS: dict[Split, str] = {"training": "train2017", "benchmark": "test2017"}
+
+
+def resolve_images(source: str | Path, split: Split) -> Path:
+    """Find the folder of pictures that a notebook's or a profile's ``images`` parameter names.
+
+    Args:
+        source: "bundled" for the photographs inside the dependencies (written once to
+            ``runs/bundled/<split>``); "auto" for ``data/coco/train2017`` (training) or
+            ``data/coco/test2017`` (benchmark) where it exists, else bundled; or a folder.
+        split: "training" or "benchmark".
+
+    Raises:
+        ValueError: for another split.
+        FileNotFoundError: when the folder does not exist, saying how to link data.
+    """
+    if split not in BUNDLED_PHOTOS:
+        raise ValueError(f"unknown split {split!r}; choose one of {_join(BUNDLED_PHOTOS)}")
+    if source == "auto":
+        linked = data_dir() / "coco" / _AUTO_FOLDERS[split]
+        source = linked if linked.is_dir() else "bundled"
+    if source == "bundled":
+        folder = runs_dir() / "bundled" / split
+        export_bundled_photos(folder, split)
+        return folder
+    if not Path(source).is_dir():
+        raise FileNotFoundError(
+            f"no folder of pictures {source}; link one (ln -s /path/to/pictures {source}), "
+            'or use "bundled" (data/README.md shows the layout)'
+        )
+    return Path(source)

@@ -1,0 +1,515 @@
+"""Homographic adaptation: let a detector label real pictures by asking it about many warps of each.
+
+A detector trained on drawn shapes misses corners of real pictures that it would find from another
+viewpoint. Averaging its answers over random homographies, each answer carried back to the original
+picture, keeps what is found from most viewpoints (DeTone et al. 2018, section 5, equation 10)::
+
+    F(I) = 1/N_h  sum_k  H_k^-1 f(H_k I)        with H_1 = identity
+
+Derived in notebook 03.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm.auto import tqdm
+
+from superpoint_lib.datasets import label_folders, load_labels, read_label_image, save_labels
+from superpoint_lib.extraction import Features, decode_heatmap, nms, soft_argmax
+from superpoint_lib.geometry import (
+    HOMOGRAPHY_PRESETS,
+    sample_homographies,
+    valid_mask,
+    warp_images,
+)
+from superpoint_lib.model import MagicPoint
+from superpoint_lib.paths import list_images
+
+Precision = Literal["auto", "bf16", "float32"]
+
+_CELL = 8
+_READERS = 2
+
+
+@dataclass(frozen=True)
+class AdaptConfig:
+    """What homographic adaptation does to which pictures; the defaults are the published values.
+
+    Attributes:
+        weights: bundled name or path of a MagicPoint or SuperPoint; a second round of adaptation
+            is the same export with the weights trained on the first round's labels.
+        images: folders of pictures, searched recursively.
+        output: where the labels go: ``output/<relative stem>.npz`` for one folder, and
+            ``output/<folder name>/<relative stem>.npz`` for several.
+        warps: homographies for each picture, the identity included.
+        aggregation: "mean" of the responses of the warps that see a pixel, or their "max".
+        threshold: least aggregated response of a keypoint, in [0, 1].
+        nms_radius: radius of non-maximum suppression, in pixels.
+        top_k: most keypoints for a picture, best first; 0 keeps all.
+        border: pixels near the end of the picture or of a warped frame that do not count.
+        filter_counts: pixels seen by fewer warps than this give no keypoint.
+        height, width: size the labels are made at: ratio-preserving resize and centre crop,
+            multiples of 8; 0 and 0 leave each picture as it is.
+        homography: name of the homography preset.
+        share_warps: one set of homographies for all pictures instead of one for each. The masks
+            and counts are then computed once for a batch; the price is that whatever the
+            set favours (a missing rotation, say) is the same in every label.
+        batch: images in one forward, over pictures and warps together.
+        subpixel: refine keypoints by a soft-argmax over the aggregated response.
+        precision: "bf16" autocast, "float32", or "auto": bfloat16 where the hardware computes it.
+        seed: seeds the homographies, together with each picture's relative path.
+    """
+
+    weights: str = "magicpoint-synthetic"
+    images: tuple[str, ...] = ()
+    output: str = "runs/labels"
+    warps: int = 100
+    aggregation: Literal["mean", "max"] = "mean"
+    threshold: float = 0.015
+    nms_radius: int = 4
+    top_k: int = 600
+    border: int = 3
+    filter_counts: int = 0
+    height: int = 240
+    width: int = 320
+    homography: str = "adaptation"
+    share_warps: bool = False
+    batch: int = 8
+    subpixel: bool = True
+    precision: Precision = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.warps < 1 or self.batch < 1:
+            raise ValueError(
+                f"warps and batch must be at least 1, got {self.warps} and {self.batch}"
+            )
+        if self.height % _CELL or self.width % _CELL or (self.height == 0) != (self.width == 0):
+            raise ValueError(
+                "height and width must be multiples of 8, or both 0 for native sizes; "
+                f"got {self.height} x {self.width}"
+            )
+        if self.homography not in HOMOGRAPHY_PRESETS:
+            raise ValueError(
+                f"unknown homography preset {self.homography!r}; "
+                f"choose one of {', '.join(sorted(HOMOGRAPHY_PRESETS))}"
+            )
+
+
+# What decides the labels of a picture. The rest (where, how fast) may change between two starts
+# of one export.
+_LABEL_SETTINGS = (
+    "warps",
+    "aggregation",
+    "threshold",
+    "nms_radius",
+    "top_k",
+    "border",
+    "filter_counts",
+    "height",
+    "width",
+    "homography",
+    "share_warps",
+    "subpixel",
+    "seed",
+)
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export did: files written, files found complete, and pictures left out with why."""
+
+    written: list[Path] = field(default_factory=list)
+    skipped_existing: list[Path] = field(default_factory=list)
+    failed: list[tuple[Path, str]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{len(self.written)} label files written, {len(self.skipped_existing)} already there, "
+            f"{len(self.failed)} pictures left out"
+        ]
+        lines += [f"  {path}: {reason}" for path, reason in self.failed]
+        return "\n".join(lines)
+
+
+def adaptation_homographies(
+    warps: int, height: int, width: int, preset: str, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """Draw the homographies of one adaptation: the identity first, then ``warps - 1`` random ones.
+
+    Returns:
+        (warps, 3, 3) float64, mapping picture pixels to warped pixels.
+    """
+    drawn = sample_homographies(warps - 1, height, width, HOMOGRAPHY_PRESETS[preset], rng)
+    return np.concatenate([np.eye(3)[None], drawn])
+
+
+def use_bfloat16(precision: Precision, device: torch.device) -> bool:
+    """Whether inference at this precision on this device runs under bfloat16 autocast."""
+    if precision == "auto":
+        if device.type == "cuda":
+            return torch.cuda.is_bf16_supported()
+        return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return precision == "bf16"
+
+
+def _observed_area(homographies: Tensor, height: int, width: int, border: int) -> Tensor:
+    """Where a warped image is worth asking: (n, H, W) float32, 1 inside and 0 near any edge.
+
+    Away from the end of the picture (black beyond it looks like an edge of the scene) and from
+    the frame of the warped image (the network sees only half a neighbourhood there). The identity
+    counts everywhere: it is the picture, and nothing else ever sees its rim.
+    """
+    observed = valid_mask(homographies, height, width, border, device=homographies.device)
+    inner = torch.zeros((height, width), dtype=torch.bool, device=observed.device)
+    inner[border : height - border, border : width - border] = True
+    identity = torch.eye(3, dtype=homographies.dtype, device=homographies.device)
+    is_identity = (homographies - identity).abs().amax((1, 2)) < 1e-12
+    return (observed & (inner | is_identity[:, None, None])).float()
+
+
+def adapt_heatmap(
+    model: nn.Module,
+    images: Tensor,
+    homographies: NDArray[np.float64] | Tensor,
+    config: AdaptConfig,
+) -> tuple[Tensor, Tensor]:
+    """Aggregate a detector's responses over homographies of each image (equation 10).
+
+    Each image is warped by each homography, the network answers for ``config.batch`` warped
+    images at a time, and the answers are warped back and added up in place, together with the
+    mask of what each warp could see::
+
+        mean: F(p) = sum_k m_k(H_k p) f_k(H_k p) / sum_k m_k(H_k p)
+        max:  F(p) = max_k m_k(H_k p) f_k(H_k p)
+
+    Args:
+        model: gives {"logits": (B, 65, H/8, W/8)}; used in the mode it is in.
+        images: (B, 1, H, W) float32 in [0, 1], H and W multiples of 8, on the model's device.
+        homographies: (N, 3, 3) shared by the images, or (B, N, 3, 3), picture pixels to warped
+            pixels; the first should be the identity (see ``adaptation_homographies``).
+        config: ``aggregation``, ``border``, ``filter_counts``, ``batch`` and ``precision`` count.
+
+    Returns:
+        heatmap (B, H, W) float32 in [0, 1], and counts (B, H, W) float32: how many warps saw a
+        pixel, fractional where the edge of a mask falls between pixels. The heatmap is 0 where
+        no warp, or fewer than ``filter_counts``, saw the pixel.
+
+    Raises:
+        ValueError: for homographies of another shape.
+
+    Convention: a warp sees a pixel when the pixel falls inside the warped frame, at least
+    ``border`` pixels from its edge and from the end of the picture; the identity sees all.
+
+    Derived in notebook 03.
+    """
+    batch, _, height, width = images.shape
+    matrices = torch.as_tensor(homographies, dtype=torch.float64, device=images.device)
+    if matrices.ndim == 3:
+        matrices = matrices[None]
+    if matrices.ndim != 4 or matrices.shape[0] not in (1, batch) or matrices.shape[2:] != (3, 3):
+        raise ValueError(
+            f"homographies must be (N, 3, 3) or ({batch}, N, 3, 3), got {tuple(matrices.shape)}"
+        )
+    heatmap = torch.zeros((batch, height, width), device=images.device)
+    counts = torch.zeros((matrices.shape[0], height, width), device=images.device)
+    for some in matrices.split(max(1, config.batch // batch), dim=1):
+        response, seen = _observe(model, images, some, config)
+        counts += seen.sum(1)
+        if config.aggregation == "mean":
+            heatmap += response.sum(1)
+        else:
+            torch.maximum(heatmap, response.amax(1), out=heatmap)
+    if config.aggregation == "mean":
+        heatmap /= counts.clamp_min(1e-6)
+    heatmap *= counts >= max(config.filter_counts, 1e-3)
+    return heatmap, counts.expand(batch, -1, -1)
+
+
+def _observe(
+    model: nn.Module, images: Tensor, matrices: Tensor, config: AdaptConfig
+) -> tuple[Tensor, Tensor]:
+    """Masked responses (B, n, H, W) to n warps and masks (1 or B, n, H, W), on the picture."""
+    batch, _, height, width = images.shape
+    sets, number = matrices.shape[:2]
+    flat = matrices.flatten(0, 1)
+    back = torch.linalg.inv(flat)
+    observed = _observed_area(flat, height, width, config.border)
+    seen = warp_images(observed[:, None], back).view(sets, number, height, width)
+
+    repeated = images.repeat_interleave(number, 0)
+    per_image = matrices.expand(batch, -1, -1, -1).flatten(0, 1)
+    warped = warp_images(repeated, per_image).to(memory_format=torch.channels_last)
+    with (
+        torch.inference_mode(),
+        torch.autocast(
+            images.device.type,
+            dtype=torch.bfloat16,
+            enabled=use_bfloat16(config.precision, images.device),
+        ),
+    ):
+        logits = model(warped)["logits"]
+    response = decode_heatmap(logits.float()).view(batch, number, height, width)
+    response = response * observed.view(sets, number, height, width)
+    back = back.view(sets, number, 3, 3).expand(batch, -1, -1, -1).flatten(0, 1)
+    response = warp_images(response.flatten(0, 1)[:, None], back)
+    return response.view(batch, number, height, width), seen
+
+
+def heatmap_keypoints(heatmap: Tensor, config: AdaptConfig) -> list[Features]:
+    """Pick the keypoints of aggregated heatmaps (B, H, W): suppression, threshold, best ``top_k``.
+
+    Returns:
+        One ``Features`` for each image, best first, without descriptors; keypoints are (x, y) in
+        pixels of the heatmap, refined by a soft-argmax when ``config.subpixel``. A heatmap with
+        no response above ``config.threshold`` gives no keypoints.
+    """
+    kept = nms(heatmap, config.nms_radius, config.threshold)
+    return [
+        _image_keypoints(plane, maxima, config) for plane, maxima in zip(heatmap, kept, strict=True)
+    ]
+
+
+def _image_keypoints(heatmap: Tensor, maxima: Tensor, config: AdaptConfig) -> Features:
+    rows, columns = maxima.nonzero(as_tuple=True)
+    scores = maxima[rows, columns]
+    # A stable sort leaves equal scores in row-major order, as the suppression ranks them.
+    scores, order = scores.sort(descending=True, stable=True)
+    if config.top_k:
+        scores, order = scores[: config.top_k], order[: config.top_k]
+    keypoints = torch.stack([columns[order], rows[order]], -1).float()
+    if config.subpixel:
+        keypoints = soft_argmax(heatmap, keypoints)
+    return Features(keypoints, scores, None, (heatmap.shape[0], heatmap.shape[1]))
+
+
+def adapted_keypoints(
+    model: nn.Module,
+    images: Tensor,
+    homographies: NDArray[np.float64] | Tensor,
+    config: AdaptConfig,
+) -> list[Features]:
+    """Detect the keypoints of a batch of images by homographic adaptation.
+
+    Arguments as in ``adapt_heatmap``, for any height and width: sizes that are not multiples of 8
+    are padded by replication on the right and bottom, and what is found there is dropped.
+
+    Returns:
+        One ``Features`` for each image, best first, without descriptors.
+
+    Derived in notebook 03.
+    """
+    height, width = images.shape[-2:]
+    padded = functional.pad(images, (0, -width % _CELL, 0, -height % _CELL), mode="replicate")
+    heatmap, _ = adapt_heatmap(model, padded, homographies, config)
+    return heatmap_keypoints(heatmap[:, :height, :width].contiguous(), config)
+
+
+@dataclass(frozen=True)
+class _Job:
+    picture: Path
+    name: str
+    label: Path
+
+
+def _list_jobs(config: AdaptConfig) -> tuple[list[_Job], list[tuple[Path, str]]]:
+    """Every picture with the label it is to get, and the pictures whose label is already taken."""
+    jobs: dict[Path, _Job] = {}
+    clashes: list[tuple[Path, str]] = []
+    for folder, labels in zip(
+        config.images, label_folders(config.images, config.output), strict=True
+    ):
+        for picture in list_images(folder):
+            relative = picture.relative_to(folder)
+            label = labels / relative.with_suffix(".npz")
+            if label in jobs:
+                clashes.append(
+                    (picture, f"its label would overwrite that of {jobs[label].picture}")
+                )
+            else:
+                jobs[label] = _Job(picture, relative.as_posix(), label)
+    return list(jobs.values()), clashes
+
+
+def _settings(config: AdaptConfig, model: nn.Module) -> dict[str, object]:
+    """What is written into each label file: the settings that decide it, and which weights."""
+    digest = hashlib.sha256()
+    for name, values in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(values.detach().cpu().contiguous().numpy().tobytes())
+    values = asdict(config)
+    settings: dict[str, object] = {name: values[name] for name in _LABEL_SETTINGS}
+    return settings | {"weights_sha256": digest.hexdigest()[:16]}
+
+
+def _already_there(job: _Job, settings: dict[str, object]) -> bool:
+    """Whether a job's label is complete; one made with other settings is refused, not mixed in."""
+    if not job.label.exists():
+        return False
+    try:
+        found = load_labels(job.label).settings
+    except ValueError:
+        return False
+    differing = sorted(key for key in settings if found.get(key) != settings[key])
+    if differing:
+        raise ValueError(
+            f"{job.label} was made with other settings ({', '.join(differing)}); "
+            "choose another output folder, or delete these labels"
+        )
+    return True
+
+
+def _read(job: _Job, config: AdaptConfig) -> NDArray[np.float32] | str:
+    """The picture at label size, or the reason why there is none."""
+    # Whatever is wrong with one file must not end an export of many hours.
+    try:
+        image = read_label_image(job.picture, (config.height, config.width))
+    except Exception as error:
+        return str(error) or type(error).__name__
+    if min(image.shape) < 2 * _CELL:
+        return f"picture of {image.shape[0]} x {image.shape[1]} is smaller than 16 x 16"
+    return image
+
+
+def _read_ahead(
+    jobs: list[_Job], config: AdaptConfig, ahead: int
+) -> Iterator[tuple[_Job, NDArray[np.float32] | str]]:
+    """Pictures in order, read by threads while the network works on earlier ones."""
+    remaining = iter(jobs)
+    with ThreadPoolExecutor(_READERS) as pool:
+        pending: deque[tuple[_Job, Future[NDArray[np.float32] | str]]] = deque(
+            (job, pool.submit(_read, job, config)) for job in islice(remaining, ahead)
+        )
+        while pending:
+            job, future = pending.popleft()
+            yield job, future.result()
+            pending.extend((j, pool.submit(_read, j, config)) for j in islice(remaining, 1))
+
+
+def _picture_homographies(
+    name: str, shape: tuple[int, int], config: AdaptConfig
+) -> NDArray[np.float64]:
+    # Seeded by the picture, not by its place in the list, so that batches, resuming and sharding
+    # change nothing.
+    key = 0 if config.share_warps else zlib.crc32(name.encode())
+    rng = np.random.default_rng([config.seed, key, 1])
+    return adaptation_homographies(config.warps, *shape, config.homography, rng)
+
+
+def _label_batch(
+    model: nn.Module,
+    batch: list[tuple[_Job, NDArray[np.float32]]],
+    config: AdaptConfig,
+    settings: dict[str, object],
+    device: torch.device,
+) -> None:
+    images = torch.from_numpy(np.stack([image for _, image in batch]))[:, None].to(device)
+    shape = batch[0][1].shape
+    names = [batch[0][0].name] if config.share_warps else [job.name for job, _ in batch]
+    drawn = np.stack([_picture_homographies(name, shape, config) for name in names])
+    homographies = drawn[0] if config.share_warps else drawn
+    for (job, _), found in zip(
+        batch, adapted_keypoints(model, images, homographies, config), strict=True
+    ):
+        save_labels(
+            job.label,
+            found.keypoints.cpu().numpy(),
+            found.keypoint_scores.cpu().numpy(),
+            shape,
+            settings,
+        )
+
+
+def export_labels(
+    config: AdaptConfig, progress: bool = True, rank: int = 0, world: int = 1
+) -> ExportReport:
+    """Label folders of pictures by homographic adaptation: one ``.npz`` for each picture.
+
+    ::
+
+        config = AdaptConfig(
+            weights="magicpoint-synthetic", images=("data/coco/train2017",), output="runs/labels"
+        )
+        print(export_labels(config))
+
+    An export can be stopped at any moment and started again: each file is written whole or not
+    at all, complete ones are kept, and labels made with other settings or other weights are
+    refused rather than mixed. A picture that cannot be read is listed in the report and changes
+    nothing else. The labels of a picture depend on the settings and its relative path only, not
+    on batches, order or number of processes. Several processes share the work by ``rank`` and
+    ``world``; each writes its own pictures, and none waits for another.
+
+    Args:
+        config: what to label and how.
+        progress: show a progress bar.
+        rank, world: this process and how many there are.
+
+    Returns:
+        What was written, found and left out by this process.
+
+    Raises:
+        FileNotFoundError: when a folder of pictures, or the weights, do not exist.
+        ValueError: when there is no folder to label, when the label folders of two image folders
+            would be one, or when the output holds labels made with other settings.
+
+    Convention: keypoints are in pixels of the picture after ``geometry.resize_and_crop`` to the
+    label's ``size``; see ``datasets.read_label_image``.
+
+    Derived in notebook 03.
+    """
+    if not config.images:
+        raise ValueError("no pictures to label: give at least one folder in images")
+    device = _device(rank)
+    model = MagicPoint.from_pretrained(config.weights).eval()
+    settings = _settings(config, model)
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    jobs, clashes = _list_jobs(config)
+    report = ExportReport(failed=clashes if rank == 0 else [])
+    todo: list[_Job] = []
+    for job in jobs[rank::world]:
+        if _already_there(job, settings):
+            report.skipped_existing.append(job.label)
+        else:
+            todo.append(job)
+    pictures = max(1, config.batch // config.warps)
+    # Pictures of one size go through the network together.
+    waiting: dict[tuple[int, ...], list[tuple[_Job, NDArray[np.float32]]]] = {}
+    with tqdm(total=len(todo), desc="adapting", unit="image", disable=not progress) as bar:
+
+        def label(batch: list[tuple[_Job, NDArray[np.float32]]]) -> None:
+            _label_batch(model, batch, config, settings, device)
+            report.written.extend(job.label for job, _ in batch)
+            bar.update(len(batch))
+
+        for job, image in _read_ahead(todo, config, 2 * pictures):
+            if isinstance(image, str):
+                report.failed.append((job.picture, image))
+                bar.update()
+                continue
+            group = waiting.setdefault(image.shape, [])
+            group.append((job, image))
+            if len(group) == pictures:
+                label(waiting.pop(image.shape))
+        for group in waiting.values():
+            label(group)
+    return report
+
+
+def _device(rank: int) -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda", rank % torch.cuda.device_count())
+    return torch.device("cpu")
