@@ -1,0 +1,251 @@
+"""Augmentation: random gray-level changes and random homographies of a labelled picture.
+
+Pictures are float32 (H, W) in [0, 1]. The photometric effects and their published strengths are
+those of the public SuperPoint trainings; strengths are given in gray levels of 0..255, as there.
+Shown in notebook 01.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from superpoint_lib.geometry import (
+    HomographyConfig,
+    sample_homographies,
+    valid_mask,
+    warp_image,
+    warp_points,
+)
+
+Image = NDArray[np.float32]
+
+_SHADE_DETAIL = 12  # the shade is made at the resolution where its kernel is about this wide
+
+
+@dataclass(frozen=True)
+class PhotometricConfig:
+    """Strength of each photometric effect; each has a switch of its own.
+
+    Attributes:
+        brightness: switch. brightness_change: the picture gets up to this many gray levels (of
+            255) darker or lighter.
+        contrast: switch. contrast_range: factor on the difference from the mean.
+        noise: switch. noise_sigma: range of the standard deviation of additive Gaussian noise, in
+            gray levels.
+        speckle: switch. speckle_probability: range of the chance of a pixel to turn black, and
+            again of the chance to turn white (salt and pepper).
+        shade: switch. shade_ellipses: number of blurred ellipses. shade_transparency: range of
+            the strength at the heart of the shade, negative lightens. shade_kernel: range of the
+            blur kernel's side, in pixels.
+        motion_blur: switch. motion_kernel: largest side of the kernel, in pixels; the side is
+            drawn among the odd numbers up to it, 1 changes nothing.
+    """
+
+    brightness: bool = True
+    brightness_change: float = 50.0
+    contrast: bool = True
+    contrast_range: tuple[float, float] = (0.5, 1.5)
+    noise: bool = True
+    noise_sigma: tuple[float, float] = (0.0, 10.0)
+    speckle: bool = True
+    speckle_probability: tuple[float, float] = (0.0, 0.0035)
+    shade: bool = True
+    shade_ellipses: int = 20
+    shade_transparency: tuple[float, float] = (-0.5, 0.5)
+    shade_kernel: tuple[int, int] = (100, 150)
+    motion_blur: bool = True
+    motion_kernel: int = 3
+
+
+PHOTOMETRIC_PRESETS: dict[str, PhotometricConfig] = {
+    "none": PhotometricConfig(
+        brightness=False,
+        contrast=False,
+        noise=False,
+        speckle=False,
+        shade=False,
+        motion_blur=False,
+    ),
+    "synthetic": PhotometricConfig(
+        brightness_change=75.0,
+        contrast_range=(0.3, 1.8),
+        noise_sigma=(0.0, 15.0),
+        shade_transparency=(-0.5, 0.8),
+        shade_kernel=(50, 100),
+        motion_kernel=7,
+    ),
+    "coco_magicpoint": PhotometricConfig(contrast_range=(0.3, 1.5)),
+    "coco_superpoint": PhotometricConfig(),
+}
+
+
+def augment_photometric(image: Image, config: PhotometricConfig, rng: np.random.Generator) -> Image:
+    """Change the gray levels of a picture at random.
+
+    Args:
+        image: float32 (H, W) in [0, 1]; left as it is.
+        config: which effects and how strong.
+        rng: source of every random number used.
+
+    Returns:
+        A new float32 (H, W), clipped to [0, 1] after every effect.
+
+    Convention: every effect that is switched on is applied once, in random order.
+
+    Shown in notebook 01.
+    """
+    effects = _effects(config)
+    image = np.array(image, np.float32)
+    for i in rng.permutation(len(effects)):
+        image = np.clip(effects[i](image, rng), 0, 1)
+    return image
+
+
+def _effects(config: PhotometricConfig) -> list[Callable[[Image, np.random.Generator], Image]]:
+    choices: list[tuple[bool, Callable[[Image, np.random.Generator], Image]]] = [
+        (config.brightness, lambda im, rng: change_brightness(im, config.brightness_change, rng)),
+        (config.contrast, lambda im, rng: change_contrast(im, config.contrast_range, rng)),
+        (config.noise, lambda im, rng: add_gaussian_noise(im, config.noise_sigma, rng)),
+        (config.speckle, lambda im, rng: add_speckle_noise(im, config.speckle_probability, rng)),
+        (
+            config.shade,
+            lambda im, rng: add_shade(
+                im, config.shade_ellipses, config.shade_transparency, config.shade_kernel, rng
+            ),
+        ),
+        (config.motion_blur, lambda im, rng: add_motion_blur(im, config.motion_kernel, rng)),
+    ]
+    return [effect for wanted, effect in choices if wanted]
+
+
+def change_brightness(image: Image, largest: float, rng: np.random.Generator) -> Image:
+    """Add one number, uniform in -largest..largest gray levels of 255, to every pixel."""
+    return image + np.float32(rng.uniform(-largest, largest) / 255)
+
+
+def change_contrast(image: Image, limits: tuple[float, float], rng: np.random.Generator) -> Image:
+    """Scale the differences from the picture's mean by one factor, uniform in `limits`."""
+    mean = image.mean()
+    return (image - mean) * np.float32(rng.uniform(*limits)) + mean
+
+
+def add_gaussian_noise(image: Image, sigma: tuple[float, float], rng: np.random.Generator) -> Image:
+    """Add Gaussian noise; its deviation in gray levels of 255 is uniform in `sigma`."""
+    strength = np.float32(rng.uniform(*sigma) / 255)
+    return image + strength * rng.standard_normal(image.shape, dtype=np.float32)
+
+
+def add_speckle_noise(
+    image: Image, probability: tuple[float, float], rng: np.random.Generator
+) -> Image:
+    """Turn pixels black, and as many white, each with a chance uniform in `probability`."""
+    image = image.copy()
+    chance = rng.uniform(*probability)
+    for value in (0.0, 1.0):
+        count = rng.binomial(image.size, chance)
+        image.flat[rng.integers(0, image.size, count)] = value
+    return image
+
+
+def add_shade(
+    image: Image,
+    ellipses: int,
+    transparency: tuple[float, float],
+    kernel: tuple[int, int],
+    rng: np.random.Generator,
+) -> Image:
+    """Darken or lighten soft patches: I (1 - t m), m the blurred mask of random ellipses.
+
+    The mask is drawn and blurred at a low resolution and enlarged: after a blur that wide nothing
+    fine is left in it.
+
+    Args:
+        image: float32 (H, W).
+        ellipses: how many.
+        transparency: range of t.
+        kernel: range of the side of the Gaussian kernel that blurs the mask, in pixels.
+        rng: source of every random number used.
+    """
+    height, width = image.shape
+    side = rng.uniform(*kernel)
+    factor = max(1.0, min(side / _SHADE_DETAIL, min(height, width) / 16))
+    rows, columns = max(1, round(height / factor)), max(1, round(width / factor))
+    mask = np.zeros((rows, columns), np.uint8)
+    smaller = min(rows, columns)
+    axes = np.maximum(rng.random((ellipses, 2)), 0.2) * smaller
+    largest = axes.max(axis=1, keepdims=True)
+    room = np.maximum(np.array((columns, rows)) - 2 * largest, 0)
+    centers = largest + rng.random((ellipses, 2)) * room
+    angles = rng.uniform(0, 90, ellipses)
+    for center, axis, angle in zip(centers, axes, angles, strict=True):
+        box = (tuple(center.tolist()), tuple((2 * axis).tolist()), float(angle))
+        cv2.ellipse(mask, box, 255, -1)
+    odd = 2 * round(side / factor / 2) + 1
+    soft = cv2.GaussianBlur(mask.astype(np.float32), (odd, odd), 0)
+    soft = cv2.resize(soft, (width, height), interpolation=cv2.INTER_LINEAR)
+    return image * (1 - soft * np.float32(rng.uniform(*transparency) / 255))
+
+
+def add_motion_blur(image: Image, largest: int, rng: np.random.Generator) -> Image:
+    """Blur along a random direction with a line that fades towards its ends.
+
+    Args:
+        image: float32 (H, W).
+        largest: the kernel's side is drawn among the odd numbers 1..largest.
+        rng: source of every random number used.
+
+    Convention: the kernel sums to 1 and is symmetric, so that corners stay where they are.
+    """
+    side = 1 + 2 * int(rng.integers(0, (largest + 1) // 2))
+    angle = rng.uniform(0, np.pi)
+    if side == 1:
+        return image
+    blurred = cv2.filter2D(image, -1, motion_kernel(side, angle))
+    return np.asarray(blurred, np.float32)
+
+
+def motion_kernel(side: int, angle: float) -> Image:
+    """A (side, side) blur kernel along `angle` (radians), one pixel thick, summing to 1."""
+    steps = np.arange(side) - side // 2
+    x, y = steps[None, :], steps[:, None]
+    along = x * np.cos(angle) + y * np.sin(angle)
+    across = y * np.cos(angle) - x * np.sin(angle)
+    weight = np.maximum(0, 1 - np.abs(across)) * np.exp(-8 * (along / side) ** 2)
+    return (weight / weight.sum()).astype(np.float32)
+
+
+def augment_homographic(
+    image: Image,
+    keypoints: NDArray[np.floating],
+    config: HomographyConfig,
+    rng: np.random.Generator,
+    border: int = 3,
+) -> tuple[Image, NDArray[np.float32], NDArray[np.bool_], NDArray[np.float64]]:
+    """Look at a labelled picture through one random homography.
+
+    Args:
+        image: float32 (H, W) in [0, 1].
+        keypoints: (N, 2) in its pixels.
+        config: which homographies.
+        rng: source of every random number used.
+        border: pixels within this distance of where the source picture ends are not valid.
+
+    Returns:
+        image float32 (H, W), zero where the source has nothing; keypoints float32 (M, 2), those
+        that stay inside 0..W-1, 0..H-1; valid bool (H, W); H float64 (3, 3).
+
+    Convention: H maps pixels of the given picture to pixels of the returned one.
+
+    Derived in notebook 03.
+    """
+    height, width = image.shape
+    H = sample_homographies(1, height, width, config, rng)[0]
+    valid = np.asarray(valid_mask(H[None], height, width, border)[0])
+    points = warp_points(np.asarray(keypoints, np.float64).reshape(-1, 2), H)
+    inside = ((points >= 0) & (points <= (width - 1, height - 1))).all(axis=1)
+    return warp_image(image, H), points[inside].astype(np.float32), valid, H
