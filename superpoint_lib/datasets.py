@@ -113,10 +113,13 @@ def make_views(
 
     Derived in notebook 05.
     """
-    _check_view_arguments(*image.shape, views)
+    _check_view_arguments(image.shape[0], image.shape[1], views)
     warped, warped_keypoints, warped_valid, matrix = augment_homographic(
         image, keypoints, homography, rng, border
     )
+    if np.allclose(matrix, np.eye(3)):
+        # The frame of a picture that was not warped is no artefact: nothing is eroded.
+        warped_valid = np.ones_like(warped_valid)
     if views == 1:
         return _view(warped, warped_keypoints, warped_valid, "", photometric, rng)
     everywhere = np.ones(image.shape, dtype=bool)
@@ -480,7 +483,7 @@ class PhotoDataset(Dataset[Sample]):
         cropped, keypoints = crop_and_resize(
             *self._picture(index), self.height, self.width, self.crop, rng
         )
-        image = cropped.astype(np.float32) / 255
+        image = cropped.astype(np.float32) / np.float32(255)
         return make_views(
             image, keypoints, self.views, self.photometric, self.homography, rng, self.border
         )

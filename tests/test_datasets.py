@@ -1,0 +1,452 @@
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from superpoint_lib import datasets
+from superpoint_lib.augmentation import PHOTOMETRIC_PRESETS
+from superpoint_lib.datasets import (
+    BUNDLED_PHOTOS,
+    PhotoDataset,
+    ShapesDataset,
+    bundled_photos,
+    crop_and_resize,
+    export_bundled_photos,
+    label_folders,
+    load_labels,
+    make_views,
+    motorcycle_pair,
+    read_label_image,
+    resolve_images,
+    save_labels,
+)
+from superpoint_lib.geometry import HOMOGRAPHY_PRESETS, warp_points
+from superpoint_lib.shapes import ShapesConfig
+
+PLAIN = {
+    "photometric": PHOTOMETRIC_PRESETS["none"],
+    "homography": HOMOGRAPHY_PRESETS["identity"],
+}
+
+
+def positions(labels: torch.Tensor) -> np.ndarray:
+    """Pixels (x, y) that the classes of a label map stand for."""
+    row, column = (labels < 64).nonzero(as_tuple=True)
+    inside = labels[row, column]
+    return torch.stack([8 * column + inside % 8, 8 * row + inside // 8], -1).numpy()
+
+
+def write_picture(path: Path, image: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), image)
+
+
+def write_labels(path: Path, keypoints: object, size: tuple[int, int]) -> None:
+    points = np.asarray(keypoints, np.float32).reshape(-1, 2)
+    save_labels(path, points, np.ones(len(points)), size, {"warps": 3})
+
+
+def gray(level: int, height: int = 48, width: int = 64) -> np.ndarray:
+    return np.full((height, width), level, np.uint8)
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """Six pictures of six gray levels, one keypoint each, one picture in a sub-folder."""
+    images, labels = tmp_path / "images", tmp_path / "labels"
+    for i in range(6):
+        stem = f"sub/{i}" if i == 5 else str(i)
+        write_picture(images / f"{stem}.png", gray(20 * (i + 1)))
+        write_labels(labels / f"{stem}.npz", [[10 + i, 20]], (48, 64))
+    return images, labels
+
+
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+# --- shapes --------------------------------------------------------------------------------------
+
+
+def test_shapes_sample_with_one_view():
+    sample = ShapesDataset(seed=3)[0]
+    assert set(sample) == {"image", "labels", "valid"}
+    assert sample["image"].shape == (1, 120, 160) and sample["image"].dtype == torch.float32
+    assert sample["labels"].shape == (15, 20) and sample["labels"].dtype == torch.int64
+    assert sample["valid"].shape == (15, 20) and sample["valid"].dtype == torch.bool
+    assert sample["image"].min() >= 0 and sample["image"].max() <= 1
+    assert sample["labels"].min() >= 0 and sample["labels"].max() <= 64
+
+
+def test_shapes_depend_on_seed_and_index_only():
+    first = ShapesDataset(seed=1, views=2)
+    again = ShapesDataset(seed=1, views=2)
+    _ = again[7]
+    assert_same(first[2], again[2])
+    assert_same(first[2], first[2])
+    assert not torch.equal(first[2]["image0"], first[3]["image0"])
+    assert not torch.equal(first[2]["image0"], ShapesDataset(seed=2, views=2)[2]["image0"])
+
+
+def test_shapes_are_the_same_in_worker_processes():
+    dataset = ShapesDataset(seed=5)
+    loader = DataLoader(dataset, batch_size=2, sampler=range(4), num_workers=2)  # type: ignore[arg-type]
+    batches = list(loader)
+    for i in range(4):
+        assert torch.equal(batches[i // 2]["image"][i % 2], dataset[i]["image"])
+        assert torch.equal(batches[i // 2]["labels"][i % 2], dataset[i]["labels"])
+
+
+def test_keypoint_free_primitives_give_dustbins_only():
+    dataset = ShapesDataset(
+        ShapesConfig(primitives=("gaussian_noise",), primitive_weights=(1.0,)), **PLAIN
+    )
+    assert (dataset[0]["labels"] == 64).all()
+
+
+def test_views_of_shapes_correspond():
+    dataset = ShapesDataset(seed=4, views=2, photometric=PHOTOMETRIC_PRESETS["none"])
+    found = 0
+    for i in range(12):
+        sample = dataset[i]
+        assert sample["H_0to1"].shape == (3, 3) and sample["H_0to1"].dtype == torch.float32
+        assert sample["valid0"].all()
+        expected = warp_points(positions(sample["labels0"]).astype(float), sample["H_0to1"].numpy())
+        for point in positions(sample["labels1"]):
+            found += 1
+            # Both ends are rounded to pixels, and a warp enlarges the first rounding.
+            assert np.linalg.norm(expected - point, axis=1).min() < 3
+    assert found > 20
+
+
+@pytest.mark.parametrize("views", [0, 3])
+def test_number_of_views_is_checked(views):
+    with pytest.raises(ValueError, match="views"):
+        ShapesDataset(views=views)
+
+
+def test_sizes_and_indices_are_checked():
+    with pytest.raises(ValueError, match="multiples of 8"):
+        ShapesDataset(ShapesConfig(height=100, width=160))
+    with pytest.raises(IndexError, match="-1"):
+        ShapesDataset()[-1]
+
+
+def test_valid_cells_of_a_warped_view_are_those_filled_by_the_picture():
+    rng = np.random.default_rng(0)
+    image = np.ones((48, 64), np.float32)
+    sample = make_views(
+        image,
+        np.empty((0, 2)),
+        1,
+        PHOTOMETRIC_PRESETS["none"],
+        HOMOGRAPHY_PRESETS["synthetic"],
+        rng,
+        border=0,
+    )
+    cells = sample["image"][0].view(6, 8, 8, 8).amin((1, 3))
+    assert not sample["valid"].all()
+    assert (cells[sample["valid"]] > 0.49).all()
+
+
+def test_a_picture_that_is_not_warped_is_valid_everywhere():
+    sample = ShapesDataset(views=2, **PLAIN)[0]
+    assert sample["valid1"].all()
+    assert torch.equal(sample["image0"], sample["image1"])
+    assert torch.allclose(sample["H_0to1"], torch.eye(3))
+
+
+# --- label files ---------------------------------------------------------------------------------
+
+
+def test_labels_come_back_as_they_were(tmp_path):
+    keypoints = np.array([[1.25, 2.5], [3, 4]])
+    save_labels(tmp_path / "a/b.npz", keypoints, np.array([0.5, 0.25]), (24, 32), {"warps": 100})
+    labels = load_labels(tmp_path / "a/b.npz")
+    assert np.array_equal(labels.keypoints, keypoints) and labels.keypoints.dtype == np.float32
+    assert labels.keypoint_scores.tolist() == [0.5, 0.25]
+    assert labels.size == (24, 32) and labels.settings == {"warps": 100}
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["b.npz"]
+
+
+def test_labels_without_keypoints(tmp_path):
+    save_labels(tmp_path / "a.npz", np.empty((0, 2)), np.empty(0), (24, 32), {})
+    assert load_labels(tmp_path / "a.npz").keypoints.shape == (0, 2)
+
+
+def test_bad_label_files_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.npz"):
+        load_labels(tmp_path / "none.npz")
+    (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04 cut off")
+    with pytest.raises(ValueError, match=r"cut\.npz"):
+        load_labels(tmp_path / "cut.npz")
+    (tmp_path / "empty.npz").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"empty\.npz"):
+        load_labels(tmp_path / "empty.npz")
+    np.savez(tmp_path / "lacks.npz", keypoints=np.empty((0, 2)))
+    with pytest.raises(ValueError, match="keypoint_scores"):
+        load_labels(tmp_path / "lacks.npz")
+    with pytest.raises(ValueError, match=r"\(N, 2\)"):
+        save_labels(tmp_path / "x.npz", np.zeros((3, 3)), np.zeros(3), (8, 8), {})
+
+
+def test_label_files_are_never_unpickled(tmp_path):
+    contents = {"keypoint_scores": np.zeros(0), "size": np.array([8, 8]), "settings": "{}"}
+    np.savez(tmp_path / "p.npz", keypoints=np.array([print], dtype=object), **contents)
+    with pytest.raises(ValueError, match=r"p\.npz"):
+        load_labels(tmp_path / "p.npz")
+
+
+def test_label_folder_of_each_image_folder():
+    assert label_folders(["data/a"], "out") == [Path("out")]
+    assert label_folders(["data/a", "b"], "out") == [Path("out/a"), Path("out/b")]
+    with pytest.raises(ValueError, match="different names"):
+        label_folders(["x/train", "y/train"], "out")
+
+
+# --- crops ---------------------------------------------------------------------------------------
+
+
+def test_centre_crop_by_hand():
+    image = np.zeros((16, 32), np.uint8)
+    image[4:6, 10:12] = 200
+    # Window 16 x 16 at x0 = 8, halved: ((10.5 - 8 + .5) / 2 - .5, (4.5 + .5) / 2 - .5) = (1, 2).
+    keypoints = np.array([[10.5, 4.5], [3, 3], [24, 3]], np.float32)
+    cropped, moved = crop_and_resize(image, keypoints, 8, 8, "centre", np.random.default_rng(0))
+    assert moved.tolist() == [[1, 2]]
+    assert cropped[2, 1] == 200 and cropped.sum() == 200
+
+
+@pytest.mark.parametrize("shape", [(48, 64), (200, 90), (60, 300), (20, 30)])
+def test_random_crops_move_keypoints_with_the_picture(shape):
+    rng = np.random.default_rng(1)
+    image = np.zeros(shape, np.uint8)
+    point = np.array([[shape[1] * 0.45, shape[0] * 0.5]], np.float32).round()
+    cv2.circle(image, (int(point[0, 0]), int(point[0, 1])), 3, 255, -1)
+    seen = 0
+    for _ in range(20):
+        cropped, moved = crop_and_resize(image, point, 48, 64, "random", rng)
+        assert cropped.shape == (48, 64)
+        away = len(moved) and (moved > 8).all() and (moved < (55, 39)).all()
+        if away:
+            rows, columns = np.nonzero(cropped > 100)
+            assert np.abs(moved[0] - (columns.mean(), rows.mean())).max() < 0.6
+            seen += 1
+    assert seen
+
+
+def test_random_crops_are_between_the_whole_picture_and_its_own_pixels():
+    rng = np.random.default_rng(0)
+    ramp = np.tile(np.arange(256, dtype=np.uint8), (192, 1))
+    corners = np.array([[0, 0], [255, 191]], np.float32)
+    spans = [
+        np.ptp(crop_and_resize(ramp, corners, 96, 128, "random", rng)[0][48].astype(int))
+        for _ in range(40)
+    ]
+    assert min(spans) >= 126 and max(spans) <= 255
+    assert min(spans) < 150 and max(spans) > 230
+
+
+# --- photographs ---------------------------------------------------------------------------------
+
+
+def test_photo_sample_with_two_views(folders):
+    sample = PhotoDataset([folders[0]], [folders[1]], 48, 64, seed=1)[0]
+    assert set(sample) == {
+        "image0", "labels0", "valid0", "image1", "labels1", "valid1", "H_0to1"
+    }  # fmt: skip
+    for view in "01":
+        assert sample[f"image{view}"].shape == (1, 48, 64)
+        assert sample[f"image{view}"].dtype == torch.float32
+        assert sample[f"labels{view}"].shape == sample[f"valid{view}"].shape == (6, 8)
+    assert (sample["labels0"] < 64).sum() == 1
+
+
+def test_each_epoch_shows_every_picture_once_in_another_order(folders):
+    dataset = PhotoDataset([folders[0]], [folders[1]], 48, 64, seed=0, views=1, **PLAIN)
+    levels = [round(float(dataset[i]["image"].mean()) * 255) for i in range(18)]
+    epochs = [levels[:6], levels[6:12], levels[12:]]
+    assert all(sorted(epoch) == [20, 40, 60, 80, 100, 120] for epoch in epochs)
+    assert epochs[0] != epochs[1] or epochs[1] != epochs[2]
+
+
+def test_labels_follow_their_picture(folders):
+    dataset = PhotoDataset([folders[0]], [folders[1]], 48, 64, views=1, **PLAIN)
+    for i in range(6):
+        number = round(float(dataset[i]["image"].mean()) * 255) // 20 - 1
+        assert positions(dataset[i]["labels"]).tolist() == [[10 + number, 20]]
+
+
+def test_photo_samples_depend_on_seed_and_index_only(folders):
+    kept = PhotoDataset([folders[0]], [folders[1]], 48, 64, seed=3)
+    decoded = PhotoDataset([folders[0]], [folders[1]], 48, 64, seed=3, cache_bytes=0)
+    for i in (9, 0, 4):
+        assert_same(kept[i], decoded[i])
+    other = PhotoDataset([folders[0]], [folders[1]], 48, 64, seed=4)
+    assert any(not torch.equal(kept[i]["image1"], other[i]["image1"]) for i in range(3))
+
+
+def test_photo_views_correspond(tmp_path):
+    rng = np.random.default_rng(0)
+    grid = np.stack(np.meshgrid(np.arange(12, 190, 24), np.arange(12, 140, 24)), -1).reshape(-1, 2)
+    write_picture(tmp_path / "i/a.png", rng.integers(0, 255, (144, 192), dtype=np.uint8))
+    write_labels(tmp_path / "l/a.npz", grid, (144, 192))
+    dataset = PhotoDataset([tmp_path / "i"], [tmp_path / "l"], 144, 192, seed=2)
+    found = 0
+    for i in range(4):
+        sample = dataset[i]
+        assert np.array_equal(positions(sample["labels0"]), grid)
+        expected = warp_points(grid.astype(float), sample["H_0to1"].numpy())
+        for point in positions(sample["labels1"]):
+            # Only the rounding of the second view is left.
+            assert np.abs(expected - point).max(1).min() <= 0.51
+            found += 1
+    assert found > 40
+
+
+def test_labels_made_at_another_size(tmp_path):
+    # 120 x 320 seen by its labels as 60 x 80: halved, then the middle 80 of 160 columns.
+    image = np.zeros((120, 320), np.uint8)
+    image[40:42, 140:142] = 255
+    write_picture(tmp_path / "i/a.png", image)
+    write_labels(tmp_path / "l/a.npz", [[30, 20]], (60, 80))
+    seen = read_label_image(tmp_path / "i/a.png", (60, 80))
+    assert seen[20, 30] == 1 and seen.sum() == 1
+    dataset = PhotoDataset(
+        [tmp_path / "i"], [tmp_path / "l"], 56, 72, views=1, crop="random", **PLAIN
+    )
+    for i in range(5):
+        sample = dataset[i]
+        (point,) = positions(sample["labels"])
+        row, column = divmod(int(sample["image"].argmax()), 72)
+        assert abs(point[0] - column) <= 1 and abs(point[1] - row) <= 1
+
+
+def test_several_folders_with_one_export_or_a_folder_each(tmp_path):
+    for name, level in (("a", 50), ("b", 150)):
+        write_picture(tmp_path / name / "same.png", gray(level))
+        write_labels(tmp_path / "out" / name / "same.npz", [[level // 5, 9]], (48, 64))
+    images = [tmp_path / "a", tmp_path / "b"]
+    for labels in ([tmp_path / "out"], [tmp_path / "out/a", tmp_path / "out/b"]):
+        dataset = PhotoDataset(images, labels, 48, 64, views=1, **PLAIN)
+        pairs = {
+            (round(float(dataset[i]["image"].mean()) * 255), *positions(dataset[i]["labels"])[0])
+            for i in range(2)
+        }
+        assert pairs == {(50, 10, 9), (150, 30, 9)}
+    with pytest.raises(ValueError, match="one label folder for each"):
+        PhotoDataset(images, labels * 2, 48, 64)
+
+
+def test_what_cannot_be_used_is_listed(folders):
+    images, labels = folders
+    write_picture(images / "unlabelled.png", gray(9))
+    (images / "broken.jpg").write_bytes(b"not a picture")
+    write_labels(labels / "broken.npz", [[1, 1]], (48, 64))
+    write_picture(images / "odd.png", gray(9))
+    (labels / "odd.npz").write_bytes(b"nor labels")
+    dataset = PhotoDataset([images], [labels], 48, 64)
+    assert len(dataset.pictures) == 6
+    reasons = {path.name: reason for path, reason in dataset.skipped}
+    assert set(reasons) == {"unlabelled.png", "broken.jpg", "odd.png"}
+    assert "unlabelled.npz" in reasons["unlabelled.png"]
+    assert "broken.jpg" in reasons["broken.jpg"]
+    assert "odd.npz" in reasons["odd.png"]
+
+
+def test_a_picture_found_unreadable_later_is_replaced(folders):
+    images, labels = folders
+    (images / "0.png").write_bytes(b"gone")
+    dataset = PhotoDataset([images], [labels], 48, 64, views=1, cache_bytes=0, **PLAIN)
+    levels = {round(float(dataset[i]["image"].mean()) * 255) for i in range(6)}
+    assert levels == {40, 60, 80, 100, 120}
+    assert {path.name for path, _ in dataset.skipped} == {"0.png"}
+
+
+def test_the_cache_stops_at_its_limit(folders, monkeypatch):
+    monkeypatch.setattr(datasets, "_READ_CHUNK", 2)
+    dataset = PhotoDataset([folders[0]], [folders[1]], 48, 64, cache_bytes=3 * 48 * 64)
+    assert len(dataset._cache) == 4
+    whole = PhotoDataset([folders[0]], [folders[1]], 48, 64)
+    for i in range(6):
+        assert_same(dataset[i], whole[i])
+
+
+def test_pictures_without_keypoints(tmp_path):
+    write_picture(tmp_path / "i/blank.png", gray(0))
+    write_labels(tmp_path / "l/blank.npz", [], (48, 64))
+    sample = PhotoDataset([tmp_path / "i"], [tmp_path / "l"], 48, 64)[0]
+    assert (sample["labels0"] == 64).all() and (sample["labels1"] == 64).all()
+
+
+def test_missing_and_useless_folders(tmp_path, folders):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        PhotoDataset([tmp_path / "nowhere"], [folders[1]])
+    with pytest.raises(FileNotFoundError, match="no_labels"):
+        PhotoDataset([folders[0]], [tmp_path / "no_labels"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="none of the pictures"):
+        PhotoDataset([folders[0]], [tmp_path / "empty"])
+    with pytest.raises(ValueError, match="image folders"):
+        PhotoDataset([], [])
+
+
+# --- bundled photographs -------------------------------------------------------------------------
+
+
+def test_training_and_benchmark_photographs_are_disjoint():
+    training, benchmark = BUNDLED_PHOTOS["training"], BUNDLED_PHOTOS["benchmark"]
+    assert not set(training) & set(benchmark)
+    assert not set(training.values()) & set(benchmark.values())
+    assert {"motorcycle_left", "motorcycle_right"} <= set(benchmark)
+
+
+def test_no_two_bundled_photographs_are_alike():
+    photos = {**bundled_photos("training"), **bundled_photos("benchmark")}
+    assert len(photos) == sum(map(len, BUNDLED_PHOTOS.values()))
+    small = {
+        name: cv2.resize(photo, (32, 32), interpolation=cv2.INTER_AREA).ravel()
+        for name, photo in photos.items()
+        if name != "motorcycle_right"
+    }
+    likeness = np.corrcoef(np.stack(list(small.values()))) - np.eye(len(small))
+    assert likeness.max() < 0.7
+    for photo in photos.values():
+        assert photo.dtype == np.float32 and photo.ndim == 2 and photo.std() > 0.05
+        assert photo.min() >= 0 and photo.max() <= 1
+
+
+def test_motorcycle_pair_shows_one_scene():
+    left, right = motorcycle_pair()
+    assert left.shape == right.shape == (500, 741)
+    assert 0.3 < np.corrcoef(left.ravel(), right.ravel())[0, 1] < 0.99
+
+
+def test_export_and_resolve(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "runs_dir", lambda: tmp_path / "runs")
+    monkeypatch.setattr(datasets, "data_dir", lambda: tmp_path / "data")
+    folder = resolve_images("auto", "benchmark")
+    assert folder == resolve_images("bundled", "benchmark") == tmp_path / "runs/bundled/benchmark"
+    paths = export_bundled_photos(folder, "benchmark")
+    assert [path.stem for path in paths] == sorted(BUNDLED_PHOTOS["benchmark"])
+    assert sorted(folder.iterdir()) == paths
+    left = cv2.imread(str(folder / "motorcycle_left.png"), cv2.IMREAD_UNCHANGED)
+    assert np.allclose(left / 255, motorcycle_pair()[0], atol=1e-6)
+    (tmp_path / "data/coco/test2017").mkdir(parents=True)
+    assert resolve_images("auto", "benchmark") == tmp_path / "data/coco/test2017"
+    assert resolve_images(tmp_path / "data", "training") == tmp_path / "data"
+    with pytest.raises(FileNotFoundError, match="ln -s"):
+        resolve_images(tmp_path / "nowhere", "training")
+    with pytest.raises(ValueError, match="validation"):
+        bundled_photos("validation")  # type: ignore[arg-type]
+
+
+def test_settings_are_plain_json(tmp_path):
+    save_labels(tmp_path / "a.npz", np.empty((0, 2)), np.empty(0), (8, 8), {"b": 1, "a": [1, 2]})
+    with np.load(tmp_path / "a.npz", allow_pickle=False) as file:
+        assert json.loads(str(file["settings"])) == {"a": [1, 2], "b": 1}
