@@ -42,7 +42,7 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where or cls.__name__}: expected a mapping of keys, got {values!r}")
     hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
+    fields = _settable(cls)
     unknown = [str(key) for key in values if key not in fields]
     if unknown:
         raise ConfigError(
@@ -69,7 +69,7 @@ def to_dict(config: Any) -> dict[str, Any]:
     """
     if not dataclasses.is_dataclass(config) or isinstance(config, type):
         raise TypeError(f"to_dict needs a dataclass instance, got {config!r}")
-    return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    return {name: _plain(getattr(config, name)) for name in _settable(type(config))}
 
 
 def replace(config: T, **changes: Any) -> T:
@@ -78,7 +78,7 @@ def replace(config: T, **changes: Any) -> T:
     Raises:
         ConfigError: an unknown field or a value of the wrong type.
     """
-    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}  # type: ignore[arg-type]
+    values = {name: getattr(config, name) for name in _settable(type(config))}
     return from_dict(type(config), {**values, **changes})
 
 
@@ -87,13 +87,13 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ConfigError: the file is not YAML, or its top level is not a mapping; the file is named.
+        ConfigError: the file is not YAML, gives a key twice, or is no mapping; the file is named.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no configuration file {path}")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not readable as YAML: {error}") from error
     if values is None:
@@ -101,6 +101,22 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: the top level must be a mapping of keys to values")
     return values
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML's safe loader, which would let the second of two equal keys win in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                message = f"the key {key!r} is given twice"
+                raise yaml.constructor.ConstructorError(None, None, message, node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _settable(cls: type) -> dict[str, "dataclasses.Field[Any]"]:
+    return {f.name: f for f in dataclasses.fields(cls) if f.init}
 
 
 def _prefix(where: str) -> str:

@@ -7,6 +7,7 @@ homographic adaptation (DeTone et al. 2018, section 5.2) with the published ampl
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast
 
@@ -222,9 +223,10 @@ def mean_corner_error(
         return math.inf
     right, bottom = width - 1, height - 1
     corners = np.array([[0, 0], [right, 0], [right, bottom], [0, bottom]], dtype=np.float64)
-    gap = warp_points(corners, np.asarray(H_est)) - warp_points(corners, np.asarray(H_true))
-    error = float(np.linalg.norm(gap, axis=-1).mean())
-    return math.inf if math.isnan(error) else error
+    estimated, true = (warp_points(corners, np.asarray(H)) for H in (H_est, H_true))
+    if not (np.isfinite(estimated).all() and np.isfinite(true).all()):
+        return math.inf
+    return float(np.linalg.norm(estimated - true, axis=-1).mean())
 
 
 # --- resizing and cropping -----------------------------------------------------------------------
@@ -472,7 +474,8 @@ def _pick(
     """Take one allowed candidate per row, evenly; rows without any take their fallback."""
     lots = np.where(allowed, rng.random(allowed.shape), -1.0)
     chosen = candidates[np.arange(len(candidates)), lots.argmax(1)]
-    return np.where(allowed.any(1)[:, None, None], chosen, fallback)
+    possible = np.asarray(allowed.any(axis=1)).reshape(-1, 1, 1)
+    return np.where(possible, chosen, fallback)
 
 
 def _scaled(moved: np.ndarray, config: HomographyConfig, rng: np.random.Generator) -> np.ndarray:
@@ -536,9 +539,10 @@ def warp_images(
 
     Used from notebook 03 on.
     """
+    _check_choice("padding", padding, _CV_BORDERS)
+    _check_choice("mode", mode, _CV_MODES)
+    _check_choice("backend", backend, ("auto", "opencv", "torch"))
     count = _check_warp(images, tuple(H.shape), mode)
-    if backend not in ("auto", "opencv", "torch"):
-        raise ValueError(f"backend must be 'auto', 'opencv' or 'torch', got {backend!r}")
     if backend == "opencv" and images.device.type != "cpu":
         raise ValueError(f"the opencv backend needs CPU tensors, got one on {images.device}")
     height, width = (int(images.shape[-2]), int(images.shape[-1])) if size is None else size
@@ -579,6 +583,11 @@ def warp_image(
         )
     tensor = torch.from_numpy(np.ascontiguousarray(image))[None, None]
     return warp_images(tensor, np.asarray(H)[None], size, padding, mode, "opencv")[0, 0].numpy()
+
+
+def _check_choice(name: str, value: str, choices: Iterable[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
 def _check_warp(images: torch.Tensor, H_shape: tuple[int, ...], mode: str) -> int:

@@ -17,10 +17,33 @@ import cv2
 import numpy as np
 
 IMAGE_EXTENSIONS = frozenset(
-    ".avif .bmp .dib .gif .hdr .jp2 .jpe .jpeg .jpg .pam .pbm .pfm .pgm .pic .png .pnm .ppm .pxm "
-    ".ras .sr .tif .tiff .webp".split()
+    {
+        ".avif",
+        ".bmp",
+        ".dib",
+        ".gif",
+        ".hdr",
+        ".jp2",
+        ".jpe",
+        ".jpeg",
+        ".jpg",
+        ".pam",
+        ".pbm",
+        ".pgm",
+        ".pic",
+        ".png",
+        ".pnm",
+        ".ppm",
+        ".tif",
+        ".tiff",
+        ".webp",
+    }
 )
-"""Lower-case extensions of the picture formats in OpenCV's wheels."""
+"""Lower-case extensions of the picture formats that OpenCV's wheels read rightly as grey values.
+
+Sun raster (.ras, .sr) and .pfm are left out: OpenCV 5 reads grey ones as black, or leaves colour
+ones in colour.
+"""
 
 _PACKAGE = Path(__file__).resolve().parent
 
