@@ -11,6 +11,7 @@ import contextlib
 import io
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,10 +24,20 @@ from tyro.conf import Positional
 if TYPE_CHECKING:
     import numpy as np
 
+    from superpoint_lib.evaluation.hpatches import Extractor
     from superpoint_lib.extraction import Features
+    from superpoint_lib.model import MagicPoint
     from superpoint_lib.training import TrainConfig
 
 T = TypeVar("T")
+
+
+# Neither publisher gives checksums, so nothing is downloaded unchecked: the links are the reader's.
+HOW_TO_GET = """
+MS-COCO   https://cocodataset.org (2017 train and test images), then
+          ln -s /where/coco/is {folder}/coco
+HPatches  https://github.com/hpatches/hpatches-dataset (full image sequences), then
+          ln -s /where/hpatches-sequences-release/is {folder}/hpatches"""
 
 
 class UsageError(Exception):
@@ -80,13 +91,13 @@ class EvaluateOptions:
     """Evaluate extractors on HPatches: repeatability, homography accuracy, matching, mAP."""
 
     extractors: Positional[tuple[str, ...]] = ("superpoint", "sift", "orb")
-    """Bundled weights, weight files, or OpenCV's sift, orb, fast, harris, shi_tomasi."""
+    """Bundled names, weight files, or OpenCV's sift, rootsift, orb, fast, harris, shi_tomasi."""
     data: str = "auto"
     """Folder of HPatches sequences; auto: data/hpatches if there, else the mini benchmark."""
     protocol: str = "rpautrat"
     """How to measure: rpautrat, eric or gluefactory."""
-    output: Path = Path("runs/evaluation")
-    """Folder for results.json and results.csv."""
+    output: Path = Path("runs/evaluation.json")
+    """Where the results go: this file, and a table of all pairs beside it (.csv)."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +148,10 @@ class ExportOptions:
     """A bundled name or the path of a weight file."""
     output: Path = Path("superpoint.onnx")
     """The file to write."""
+    height: int | None = None
+    """Fixes the height of the images, a multiple of 8; free by default."""
+    width: int | None = None
+    """Fixes the width likewise."""
 
 
 @dataclass(frozen=True)
@@ -342,6 +357,102 @@ def _match(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _evaluate(arguments: Sequence[str]) -> int:
+    options = _parse(EvaluateOptions, "evaluate", arguments)
+    from superpoint_lib.evaluation.hpatches import evaluate, load_sequences
+
+    folder = _benchmark(options.data)
+    sequences = load_sequences(folder)
+    extractors = {name: _measured(name) for name in options.extractors}
+    results = evaluate(extractors, sequences, options.protocol)
+    command = shlex.join(["superpoint", "evaluate", *arguments])
+    paths = results.save(options.output, command)
+    print(f"{len(sequences)} sequences of {folder}, protocol {options.protocol}\n")
+    print("\n\n".join(results.table(part) for part in results.splits))
+    print(f"\nwritten: {', '.join(map(str, paths))}")
+    return 0
+
+
+def _benchmark(data: str) -> Path:
+    """The folder of sequences that --data names."""
+    from superpoint_lib.evaluation.mini import mini_benchmark
+    from superpoint_lib.paths import data_dir
+
+    if data != "auto":
+        return Path(data)
+    linked = data_dir() / "hpatches"
+    return linked if linked.is_dir() else mini_benchmark()
+
+
+def _measured(name: str) -> Extractor:
+    """An extractor by the name of an OpenCV method, or by its weights."""
+    from superpoint_lib.evaluation.classical import DETECTORS, EXTRACTORS, as_extractor
+    from superpoint_lib.evaluation.hpatches import plain_extractor, superpoint_extractor
+
+    if name in DETECTORS:
+        return plain_extractor(as_extractor(DETECTORS[name]))
+    if name in EXTRACTORS:
+        return plain_extractor(EXTRACTORS[name])
+    return superpoint_extractor(_load_model(name))
+
+
+def _export(arguments: Sequence[str]) -> int:
+    options = _parse(ExportOptions, "export", arguments)
+    from superpoint_lib.interop import export_onnx
+
+    model = _load_model(options.weights, device="cpu")
+    print(export_onnx(model, options.output, options.height, options.width))
+    return 0
+
+
+def _data(arguments: Sequence[str]) -> int:
+    options = _parse(DataOptions, "data", arguments)
+    from superpoint_lib.paths import data_dir
+
+    folder = data_dir()
+    states = {}
+    for name, (look, unit) in _data_sets().items():
+        states[name], text = _state(folder / name, look, unit)
+        print(f"{name:<15} {text}")
+    missing = [name for name, state in states.items() if state == "missing"]
+    broken = [name for name, state in states.items() if state == "broken"]
+    if missing:
+        print("What is not there is replaced by pictures from inside the dependencies.")
+    if broken:
+        raise CommandError(f"incomplete in {folder}: {', '.join(broken)}")
+    if missing and options.action == "fetch":
+        print(HOW_TO_GET.format(folder=folder))
+        raise CommandError(f"nothing fetched: {', '.join(missing)} must be linked by hand")
+    return 0
+
+
+def _data_sets() -> dict[str, tuple[Callable[[Path], Sequence[object]], str]]:
+    """Folders below data/, how to read them (which raises when files lack), and what they hold."""
+    from superpoint_lib.evaluation.hpatches import load_sequences
+    from superpoint_lib.paths import list_images
+
+    return {
+        "coco/train2017": (list_images, "pictures"),
+        "coco/test2017": (list_images, "pictures"),
+        "hpatches": (load_sequences, "sequences"),
+    }
+
+
+def _state(
+    path: Path, look: Callable[[Path], Sequence[object]], unit: str
+) -> tuple[Literal["found", "missing", "broken"], str]:
+    if not path.exists():
+        links = [link for link in (path, path.parent) if link.is_symlink() and not link.exists()]
+        return (
+            ("broken", f"the link {links[0]} leads nowhere") if links else ("missing", "not there")
+        )
+    try:
+        found = look(path)
+    except (OSError, ValueError) as error:
+        return "broken", str(error)
+    return ("found", f"{len(found)} {unit}") if found else ("broken", f"no {unit} in {path}")
+
+
 def _image_files(paths: Sequence[Path]) -> list[Path]:
     from superpoint_lib.paths import list_images
 
@@ -357,20 +468,25 @@ def _image_files(paths: Sequence[Path]) -> list[Path]:
     return files
 
 
-def _extractor(options: ExtractorOptions) -> Callable[[np.ndarray], Features]:
-    """Load the model once; the result takes an image (H, W) to its features."""
+def _load_model(weights: str, device: str = "auto") -> MagicPoint:
+    """A SuperPoint where the weights have descriptors, else a MagicPoint; in eval mode."""
     import torch
 
     from superpoint_lib.checkpoints import load_weights
-    from superpoint_lib.extraction import Features, extract
     from superpoint_lib.model import MagicPoint, SuperPoint
 
-    has_descriptors = any("desc" in key for key in load_weights(options.weights).state_dict)
+    has_descriptors = any("desc" in key for key in load_weights(weights).state_dict)
     network = SuperPoint if has_descriptors else MagicPoint
-    device = options.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = network.from_pretrained(options.weights).to(device).eval()
+    return network.from_pretrained(weights).to(device).eval()
+
+
+def _extractor(options: ExtractorOptions) -> Callable[[np.ndarray], Features]:
+    """Load the model once; the result takes an image (H, W) to its features."""
+    from superpoint_lib.extraction import Features, extract
+
+    model = _load_model(options.weights, options.device)
 
     def find(image: np.ndarray) -> Features:
         features = extract(
@@ -389,8 +505,15 @@ def _extractor(options: ExtractorOptions) -> Callable[[np.ndarray], Features]:
 
 COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "run": ("run the notebooks of a profile", _run),
-    "train": ("train a detector, or detector and descriptors", _train),
+    "train": ("train a detector, or a detector with descriptors", _train),
     "adapt": ("label pictures by homographic adaptation", _adapt),
+    "evaluate": ("measure extractors on HPatches or the mini benchmark", _evaluate),
     "extract": ("write the features of images to files", _extract),
     "match": ("match two images and draw the matches", _match),
+    "export": ("write a model as an ONNX file", _export),
+    "data": ("check which data sets are linked, or say how to get them", _data),
 }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -408,7 +408,8 @@ def _execute(stage: Stage, target: Path, cell_timeout: int) -> str:
             str(target),
             parameters=dict(stage.parameters),
             kernel_name="python3",
-            cwd=str(stage.notebook.parent),
+            # Relative paths in a profile are meant from the top of the checkout.
+            cwd=str(project_root()),
             progress_bar=False,
             execution_timeout=cell_timeout,
             # The kernel runs on this machine; without this it warns on every start.

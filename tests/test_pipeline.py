@@ -19,16 +19,16 @@ folders: tuple[str, ...] = ()  # image folders
 """
 SAVE = """
 import json, pathlib
-folder = pathlib.Path("..") / output
+folder = pathlib.Path(output)
 folder.mkdir(parents=True, exist_ok=True)
 (folder / "weights.txt").write_text(str(steps))
 (folder / "results.json").write_text(json.dumps({"distance": steps * rate}))
 """
-BROKEN_RESULTS = """Path("..", output, "results.json").write_text("[1")"""
+BROKEN_RESULTS = """Path(output, "results.json").write_text("[1")"""
 READ = """
 import pathlib
 if source != "bundled":
-    print(pathlib.Path("..", source).read_text())
+    print(pathlib.Path(source).read_text())
 """
 FIGURE = """
 import base64

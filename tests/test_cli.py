@@ -1,0 +1,218 @@
+"""The command line, as a user meets it: exit statuses, one-line errors, files written."""
+
+import subprocess
+import sys
+import time
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from superpoint_lib import cli
+from superpoint_lib.cli import COMMANDS, main
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """An empty checkout as the working directory."""
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """A small random SuperPoint and a MagicPoint as weight files."""
+    from superpoint_lib.checkpoints import save_weights
+    from superpoint_lib.config import to_dict
+    from superpoint_lib.model import MagicPoint, ModelConfig, SuperPoint
+
+    torch.manual_seed(0)
+    config = ModelConfig(norm="none", channels=(8, 8, 8, 8), head_channels=8)
+    paths = {}
+    for network in (SuperPoint, MagicPoint):
+        paths[network.__name__] = tmp_path / f"{network.__name__}.safetensors"
+        model = network(config)
+        save_weights(paths[network.__name__], model.state_dict(), to_dict(config), {})
+    return paths
+
+
+def write_picture(path, seed=0):
+    rng = np.random.default_rng(seed)
+    noise = cv2.resize(rng.integers(0, 256, (20, 25), np.uint8), (100, 80))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), noise)
+    return path
+
+
+def fails(arguments, capsys, status=1):
+    """The single line on stderr of a command that fails."""
+    assert main(list(map(str, arguments))) == status
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def test_help_is_quick_and_names_every_command():
+    started = time.monotonic()
+    command = [sys.executable, "-m", "superpoint_lib.cli", "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert time.monotonic() - started < 2
+    for name in COMMANDS:
+        assert f"\n  {name} " in result.stdout
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_every_command_has_help(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([name, "--help"])
+    assert stop.value.code == 0
+    assert f"usage: superpoint {name}" in capsys.readouterr().out
+
+
+def test_wrong_usage_is_one_line_and_status_2(capsys):
+    assert "no command 'walk'" in fails(["walk"], capsys, 2)
+    assert "Unrecognized options: --zoom" in fails(["run", "--zoom"], capsys, 2)
+    assert "--warps" in fails(["adapt", "--warps", "many"], capsys, 2)
+    assert "PATH" in fails(["match", "a.png"], capsys, 2)
+    assert "name an image" in fails(["extract"], capsys, 2)
+    assert "no recipe 'soup': known are" in fails(["train", "--recipe", "soup"], capsys, 2)
+    assert "go together" in fails(["train", "--profile", "quick"], capsys, 2)
+    assert main([]) == 2
+
+
+def test_failures_are_one_line_and_status_1(project, tmp_path, capsys):
+    assert "unknown profile 'slow'" in fails(["run", "--profile", "slow"], capsys)
+    missing = fails(["match", "a.png", "b.png"], capsys)
+    assert "a.png" in missing
+    assert "no folder" in fails(["adapt", "--images", "nowhere"], capsys)
+    assert "nowhere" in fails(["extract", "nowhere"], capsys)
+    assert "nowhere" in fails(["evaluate", "sift", "--data", "nowhere"], capsys)
+    assert "unwritten" in fails(["export", "--weights", "unwritten"], capsys)
+
+
+def test_unexpected_failures_name_their_kind_and_show_more_on_demand(monkeypatch, capsys):
+    def broken(_):
+        raise ZeroDivisionError("division\nby zero")
+
+    monkeypatch.setitem(COMMANDS, "run", ("", broken))
+    assert fails(["run"], capsys) == "superpoint run: ZeroDivisionError: division by zero"
+    monkeypatch.setenv("SUPERPOINT_TRACEBACK", "1")
+    with pytest.raises(ZeroDivisionError):
+        main(["run"])
+
+
+def test_stopping_a_command_is_no_traceback(monkeypatch, capsys):
+    def stopped(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(COMMANDS, "train", ("", stopped))
+    assert "what was finished is kept" in fails(["train"], capsys, 130)
+
+
+def test_extract_writes_features_and_lists_what_it_cannot_read(project, weights, capsys):
+    write_picture(project / "pictures" / "a.png")
+    (project / "pictures" / "b.png").write_text("no picture")
+    line = fails(
+        ["extract", "pictures", "--output", "features", "--weights", weights["SuperPoint"]], capsys
+    )
+    assert "1 of 2 left out" in line
+    assert "b.png" in line
+    with np.load(project / "features" / "a.npz") as features:
+        n = len(features["keypoints"])
+        assert features["keypoints"].shape == (n, 2)
+        assert features["keypoint_scores"].shape == (n,)
+        assert features["descriptors"].shape == (n, 256)
+        assert features["image_size"].tolist() == [80, 100]
+
+
+def test_extract_refuses_to_write_one_file_twice(project, weights, capsys):
+    pictures = [write_picture(project / folder / "a.png") for folder in ("one", "two")]
+    line = fails(["extract", *pictures, "--weights", weights["SuperPoint"]], capsys)
+    assert "same name" in line
+
+
+def test_match_draws_a_picture_and_needs_descriptors(project, weights, capsys):
+    a, b = write_picture(project / "a.png", 0), write_picture(project / "b.png", 1)
+    options = [a, b, "--output", "out/matches.png", "--weights"]
+    assert main(list(map(str, ["match", *options, weights["SuperPoint"]]))) == 0
+    assert "matches: out/matches.png" in capsys.readouterr().out
+    assert cv2.imread("out/matches.png") is not None
+    line = fails(["match", *options, weights["MagicPoint"]], capsys)
+    assert "has no descriptors" in line
+
+
+def test_export_writes_an_onnx_file(project, weights, capsys):
+    pytest.importorskip("onnxscript")
+    arguments = ["export", "--weights", weights["SuperPoint"], "--output", "model.onnx"]
+    assert main(list(map(str, arguments))) == 0
+    assert (project / "model.onnx").stat().st_size > 1000
+
+
+def test_evaluate_writes_a_table_and_files_with_their_command(project, capsys):
+    scene = project / "sequences" / "v_noise"
+    for number in (1, 2, 3, 4, 5, 6):
+        write_picture(scene / f"{number}.png")
+        if number > 1:
+            np.savetxt(scene / f"H_1_{number}", np.eye(3))
+    arguments = ["evaluate", "orb", "--data", "sequences", "--output", "table.json"]
+    assert main(arguments) == 0
+    assert "| orb |" in capsys.readouterr().out
+    assert "superpoint evaluate orb" in (project / "table.json").read_text()
+    assert (project / "table.csv").is_file()
+
+
+def test_data_says_what_is_there(project, capsys):
+    assert main(["data"]) == 0
+    assert "hpatches        not there" in capsys.readouterr().out
+    assert main(["data", "fetch"]) == 1
+    shown = capsys.readouterr()
+    assert "ln -s" in shown.out
+    assert "must be linked by hand" in shown.err
+
+    write_picture(project / "data" / "coco" / "train2017" / "a.png")
+    (project / "data" / "coco" / "test2017").mkdir()
+    (project / "data" / "hpatches").symlink_to(project / "elsewhere")
+    assert main(["data", "check"]) == 1
+    shown = capsys.readouterr()
+    assert "coco/train2017  1 pictures" in shown.out
+    assert "leads nowhere" in shown.out
+    assert "coco/test2017, hpatches" in shown.err
+
+
+def test_train_starts_from_a_recipe_and_options_override_it(project, monkeypatch):
+    from superpoint_lib import training
+
+    calls = []
+
+    def record(config, run_dir, resume):
+        calls.append((config, run_dir, resume))
+        return training.TrainResult(torch.nn.Identity(), [], run_dir / "weights", [])
+
+    monkeypatch.setattr(training, "train", record)
+    name, recipe = next(iter(training.RECIPES.items()))
+    assert main(["train", "--recipe", name, "--steps", "7", "--no-resume"]) == 0
+    ((config, run_dir, resume),) = calls
+    assert config == training.replace(recipe, steps=7)
+    assert (run_dir, resume) == (project / "runs" / "train" / name, False)
+
+
+def test_train_takes_a_stage_of_a_profile(project, monkeypatch):
+    from types import SimpleNamespace
+
+    from superpoint_lib import pipeline
+
+    stage = SimpleNamespace(parameters={"steps": 9, "images": ["a", "b"], "output": "here"})
+    monkeypatch.setattr(pipeline, "plan", lambda profile, only: [stage])
+    config = cli._train_config(cli.TrainStart(profile="full", stage="02"))
+    assert (config.steps, config.images) == (9, ("a", "b"))
+
+
+def test_adapt_writes_labels(project, weights, capsys):
+    write_picture(project / "pictures" / "a.png")
+    arguments = ["adapt", "--images", "pictures", "--output", "labels", "--warps", "2"]
+    size = ["--height", "80", "--width", "96", "--weights", str(weights["MagicPoint"])]
+    assert main([*arguments, *size]) == 0
+    assert (project / "labels" / "a.npz").is_file()
