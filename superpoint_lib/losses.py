@@ -408,13 +408,14 @@ def _infonce_one_way(
 ) -> Tensor:
     warped, usable = _landing(H, valid_source, valid_target, source)
     sampled = _sample(target, warped)
-    logits = (source.flatten(2).transpose(1, 2) / temperature) @ sampled
+    anchors = source.flatten(2) / temperature
+    found = (anchors * sampled).sum(1)
+    logits = anchors.transpose(1, 2) @ sampled
     with torch.no_grad():
         # The diagonal always stays, so that no row is empty: an empty one has NaN gradients.
         left_out = _within(warped[:, :, None], warped[:, None], exclusion) | ~usable[:, None]
         left_out.diagonal(dim1=1, dim2=2).fill_(False)
-    found = logits.diagonal(dim1=1, dim2=2)
-    losses = logits.masked_fill(left_out, -math.inf).logsumexp(2) - found
+    losses = logits.masked_fill_(left_out, -math.inf).logsumexp(2) - found
     weights = usable.to(losses.dtype)
     return _mean((losses * weights).sum(1), weights.sum(1), "image")
 
