@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -88,8 +88,8 @@ def cell_validity(valid: ArrayOrTensor) -> ArrayOrTensor:
     *batch, height, width = valid.shape
     if height % CELL or width % CELL:
         raise ValueError(f"mask size {height} x {width} is not a multiple of {CELL}")
-    cells = valid.reshape(*batch, height // CELL, CELL, width // CELL, CELL)
-    return cast(ArrayOrTensor, cells.all(-1).all(-2))
+    cells: Any = valid.reshape(*batch, height // CELL, CELL, width // CELL, CELL)
+    return cells.all(-1).all(-2)
 
 
 # ------------------------------------------------------------------------------ detector

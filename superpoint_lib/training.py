@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import math
 import os
 import platform
@@ -24,7 +25,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import cv2
 import torch
@@ -98,7 +99,7 @@ class TrainConfig:
     norm_eps: float = 1e-5
     norm_momentum: float = 0.1
     norm_groups: int = 8
-    channels: tuple[int, ...] = (64, 64, 128, 128)
+    channels: tuple[int, int, int, int] = (64, 64, 128, 128)
     head_channels: int = 256
     descriptor_dim: int = 256
     init: str = ""
@@ -286,7 +287,8 @@ def _load_partly(net: nn.Module, name: str) -> None:
     """Loads weights of another run; only a descriptor head may be missing or left over."""
     own, given = net.state_dict(), load_weights(name).state_dict
     fitting = {k: v for k, v in given.items() if k in own and v.shape == own[k].shape}
-    odd = [k for k in [*own, *given] if k not in fitting and not _is_descriptor(k)]
+    free = ("descriptor.", "num_batches_tracked")
+    odd = [k for k in [*own, *given] if k not in fitting and not any(part in k for part in free)]
     if odd:
         raise ConfigError(
             f"init: the weights of {name} do not fit this network: {odd[0]!r} and "
@@ -328,14 +330,14 @@ def _make_fabric(config: TrainConfig) -> Fabric:
 
     processes = int(os.environ.get("WORLD_SIZE", 1))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
-    bf16 = config.precision == "bf16" or (config.precision == "auto" and _bf16_in_hardware())
-    fabric = Fabric(
-        devices=local,
-        num_nodes=processes // local,
-        strategy="ddp" if processes > 1 else "auto",
-        precision="bf16-mixed" if bf16 else "32-true",
-    )
-    fabric.launch()
+    with _quiet("lightning_fabric"):  # `_describe` says it in one line
+        fabric = Fabric(
+            devices=local,
+            num_nodes=processes // local,
+            strategy="ddp" if processes > 1 else "auto",
+            precision="bf16-mixed" if _uses_bf16(config) else "32-true",
+        )
+        fabric.launch()
     if config.batch_size % fabric.world_size:
         raise ConfigError(
             f"batch_size: {config.batch_size} is no multiple of the {fabric.world_size} processes"
@@ -343,7 +345,20 @@ def _make_fabric(config: TrainConfig) -> Fabric:
     return fabric
 
 
-def _bf16_in_hardware() -> bool:
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _uses_bf16(config: TrainConfig) -> bool:
+    if config.precision != "auto":
+        return config.precision == "bf16"
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if torch.backends.mps.is_available():
@@ -398,7 +413,7 @@ def _batches(
     ]
     workers = config.workers
     if workers is None:
-        workers = max(1, min(12, len(os.sched_getaffinity(0)) - 2)) if on_gpu else 0
+        workers = max(1, min(12, (os.cpu_count() or 1) - 2)) if on_gpu else 0
     loader = DataLoader(
         dataset,
         batch_sampler=indices,
@@ -453,7 +468,8 @@ class _Run:
 
     def __init__(self, config: TrainConfig, run_dir: Path, fabric: Fabric) -> None:
         self.config, self.run_dir, self.fabric = config, run_dir, fabric
-        self.net = make_model(config).to(fabric.device, memory_format=torch.channels_last)
+        self.net = make_model(config).to(fabric.device)
+        self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if not config.descriptor_weight:
             for name, parameter in self.net.named_parameters():
                 parameter.requires_grad_(not _is_descriptor(name))
@@ -541,7 +557,7 @@ class _Run:
 
     def log(self, images_per_second: float) -> dict[str, float]:
         """Means of the parts since the last row; a new row of history.csv."""
-        means = self.fabric.all_reduce(self.sums / self.summed, reduce_op="mean")
+        means = cast(Tensor, self.fabric.all_reduce(self.sums / self.summed, reduce_op="mean"))
         row: dict[str, float] = {"step": self.step}
         row |= dict(zip(_PARTS, means.tolist(), strict=True))
         row["learning_rate"] = learning_rate_at(self.step - 1, self.config)
@@ -596,7 +612,7 @@ def train(
 
 def _train_steps(run: _Run, dataset: ShapesDataset | PhotoDataset, progress: bool) -> None:
     config, fabric = run.config, run.fabric
-    module = torch.compile(run.net) if config.compile else run.net
+    module = cast(nn.Module, torch.compile(run.net)) if config.compile else run.net
     model, optimizer = fabric.setup(module, run.optimizer)
     freeze_at = config.freeze_norm_after * config.steps
     clip = config.gradient_clip or math.inf
@@ -619,7 +635,7 @@ def _train_steps(run: _Run, dataset: ShapesDataset | PhotoDataset, progress: boo
                 losses = detector_step(model, batch, config)
             optimizer.zero_grad(set_to_none=True)
             fabric.backward(losses["loss"])
-            norm = fabric.clip_gradients(model, optimizer, max_norm=clip, error_if_nonfinite=False)
+            norm = nn.utils.clip_grad_norm_(run.net.parameters(), clip)
             optimizer.step()
             if run.average:
                 run.average.update(run.step)
@@ -664,7 +680,10 @@ def _finish(run: _Run, dataset: ShapesDataset | PhotoDataset) -> TrainResult:
     run.net.eval().requires_grad_(True)
     if run.fabric.is_global_zero and not weights_path.is_file():
         run.write_weights(weights_path, run.net.state_dict())
-        facts = _facts(run.fabric) | {"steps": run.step, "seconds": round(run.seconds, 1)}
+        facts = _facts(run.config, run.fabric) | {
+            "steps": run.step,
+            "seconds": round(run.seconds, 1),
+        }
         write_json(run.run_dir / "run.json", facts)
     run.fabric.barrier()
     skipped = list(getattr(dataset, "skipped", []))
@@ -699,12 +718,12 @@ def _describe(config: TrainConfig, fabric: Fabric) -> str:
     processes = f"{fabric.world_size} x " if fabric.world_size > 1 else ""
     return (
         f"{config.model}: {config.steps} steps of {config.batch_size} {kind}, {config.height} x "
-        f"{config.width}, on {processes}{_machine(fabric.device)}, {_precision_name(fabric)}"
+        f"{config.width}, on {processes}{_machine(fabric.device)}, {_precision_name(config)}"
     )
 
 
-def _precision_name(fabric: Fabric) -> str:
-    return "bfloat16" if fabric._precision.precision == "bf16-mixed" else "float32"
+def _precision_name(config: TrainConfig) -> str:
+    return "bfloat16" if _uses_bf16(config) else "float32"
 
 
 def _machine(device: torch.device) -> str:
@@ -722,12 +741,12 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _facts(fabric: Fabric) -> dict[str, Any]:
+def _facts(config: TrainConfig, fabric: Fabric) -> dict[str, Any]:
     return {
         "commit": _commit(),
         "machine": _machine(fabric.device),
         "processes": fabric.world_size,
-        "precision": _precision_name(fabric),
+        "precision": _precision_name(config),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
