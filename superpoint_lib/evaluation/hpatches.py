@@ -1,0 +1,592 @@
+"""HPatches: detectors and descriptors measured on image sequences with known homographies.
+
+A folder of sequences (``i_*`` illumination, ``v_*`` viewpoint; Balntas et al., "HPatches",
+CVPR 2017) goes in, a table comes out: repeatability, localisation error, homography accuracy and
+its AUC, share of correct matches, matching score and nearest-neighbour mAP, with bootstrap
+intervals. What published evaluations do differently (sizes, NMS, which points are kept) is data, a
+:class:`ProtocolConfig`; every extractor runs through the same code::
+
+    sequences = load_sequences("data/hpatches")
+    results = evaluate({"ours": superpoint_extractor(model)}, sequences, "rpautrat")
+    print(results.table())
+
+Derived in notebook 06.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from superpoint_lib.evaluation import metrics
+from superpoint_lib.evaluation.protocols import PROTOCOLS, ProtocolConfig, TaskConfig
+from superpoint_lib.evaluation.results import KEYS, Record, Results, compare
+from superpoint_lib.extraction import (
+    Features,
+    box_nms,
+    decode_heatmap,
+    extract,
+    extract_from_maps,
+    match,
+    nms,
+    sample_descriptors,
+    soft_argmax,
+)
+from superpoint_lib.geometry import (
+    invert_homographies,
+    mean_corner_error,
+    resize_and_crop,
+    resize_short_side,
+    transform_homography,
+)
+from superpoint_lib.paths import UnreadableImageError, list_images, read_gray
+
+Image = NDArray[np.float32]
+Homography = NDArray[np.float64]
+Split = Literal["illumination", "viewpoint"]
+_SPLITS: dict[str, Split] = {"i": "illumination", "v": "viewpoint"}
+_LINK_HINT = (
+    "expected one folder per sequence, named i_* or v_*, with images 1 to 6 (any extension OpenCV "
+    "reads) and homographies H_1_2 to H_1_6; download HPatches (hpatches-sequences-release, "
+    "https://github.com/hpatches/hpatches-dataset) and link it: "
+    "ln -s /path/to/hpatches data/hpatches"
+)
+
+__all__ = [
+    "PROTOCOLS",
+    "Extractor",
+    "HPatchesSequence",
+    "MatchedPair",
+    "ProtocolConfig",
+    "Results",
+    "TaskConfig",
+    "compare",
+    "evaluate",
+    "inspect_pair",
+    "load_sequences",
+    "plain_extractor",
+    "prepare_image",
+    "random_extractor",
+    "superpoint_extractor",
+]
+
+# --- sequences --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class HPatchesSequence:
+    """One scene: a reference image, other images of it, and the homographies between them.
+
+    Attributes:
+        name: Folder name, ``i_*`` or ``v_*``.
+        image_paths: The reference first.
+        homographies: (len(image_paths) - 1, 3, 3) float64, reference pixels to image-k pixels.
+    """
+
+    name: str
+    image_paths: tuple[Path, ...]
+    homographies: NDArray[np.float64]
+
+    @property
+    def split(self) -> Split:
+        """ "illumination" or "viewpoint", from the name's first letter."""
+        return _SPLITS[self.name[0]]
+
+
+def load_sequences(folder: str | Path) -> list[HPatchesSequence]:
+    """Find the sequences of a folder in the HPatches layout.
+
+    Args:
+        folder: Holds one folder per sequence, ``i_*`` or ``v_*`` (soft links are followed), each
+            with images ``1``, ``2``, ... (any extension OpenCV reads) and text files ``H_1_2``, ...
+            HPatches has six images in each.
+
+    Returns:
+        The sequences sorted by name. Pictures are not read yet.
+
+    Raises:
+        FileNotFoundError: No such folder, no sequence in it, or a file missing: every sequence
+            must have as many images as the longest one, and the message names what lacks.
+        ValueError: A homography file that is not an invertible 3 x 3 matrix, by name.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise FileNotFoundError(f"no folder {root}: {_LINK_HINT}")
+    folders = sorted(p for p in root.iterdir() if p.is_dir() and p.name[:2] in ("i_", "v_"))
+    if not folders:
+        raise FileNotFoundError(f"no sequences in {root}: {_LINK_HINT}")
+    pictures = {sequence: _numbered_images(sequence) for sequence in folders}
+    count = max([2, *(number for found in pictures.values() for number in found)])
+    missing = [
+        name for sequence in folders for name in _missing(sequence, pictures[sequence], count)
+    ]
+    if missing:
+        raise FileNotFoundError(
+            f"{root} lacks {len(missing)} files of sequences with {count} images: "
+            f"{', '.join(missing[:10])}{', ...' if len(missing) > 10 else ''}"
+        )
+    return [_load_sequence(sequence, pictures[sequence], count) for sequence in folders]
+
+
+def _numbered_images(folder: Path) -> dict[int, Path]:
+    """Images by number; of "1.png" and "1.ppm" the first in the alphabet counts."""
+    paths = reversed(list_images(folder, recursive=False))
+    return {int(path.stem): path for path in paths if path.stem.isdecimal()}
+
+
+def _missing(folder: Path, found: dict[int, Path], count: int) -> list[str]:
+    pictures = [f"{folder.name}/{k}.*" for k in range(1, count + 1) if k not in found]
+    matrices = [f"{folder.name}/H_1_{k}" for k in range(2, count + 1)]
+    return pictures + [name for name in matrices if not (folder.parent / name).is_file()]
+
+
+def _load_sequence(folder: Path, found: dict[int, Path], count: int) -> HPatchesSequence:
+    homographies = [_read_homography(folder / f"H_1_{k}") for k in range(2, count + 1)]
+    paths = tuple(found[k] for k in range(1, count + 1))
+    return HPatchesSequence(folder.name, paths, np.stack(homographies))
+
+
+def _read_homography(path: Path) -> Homography:
+    try:
+        H = np.loadtxt(path, dtype=np.float64)
+    except ValueError as error:
+        raise ValueError(f"{path}: not a text file of numbers ({error})") from error
+    if H.shape != (3, 3):
+        raise ValueError(f"{path}: a homography has 3 x 3 numbers, this file {H.shape}")
+    try:
+        invert_homographies(H)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return H
+
+
+# --- extractors -------------------------------------------------------------------------------
+
+
+Extractor = Callable[[Image, TaskConfig], Features]
+"""An image, float32 (H, W) in [0, 1], and the protocol's knobs (``threshold``, ``nms``,
+``nms_radius``, ``nms_iou``, ``extract_keypoints``) give ``Features``, best score first, of the
+same image size; ``descriptors`` None for a detector alone."""
+
+
+def superpoint_extractor(model: torch.nn.Module, subpixel: bool = True) -> Extractor:
+    """Let a ``SuperPoint`` or ``MagicPoint`` take part, its knobs set by the protocol.
+
+    Args:
+        model: In the mode (train or eval) it should be measured in.
+        subpixel: Refine keypoints by a soft-argmax, after suppression.
+
+    Returns:
+        An ``Extractor``; a ``MagicPoint`` gives no descriptors.
+    """
+
+    def extractor(image: Image, task: TaskConfig) -> Features:
+        if task.nms == "box":
+            return _extract_with_boxes(model, image, task, subpixel)
+        return extract(
+            model,
+            image,
+            max_keypoints=task.extract_keypoints,
+            threshold=task.threshold,
+            nms_radius=task.nms_radius,
+            subpixel=subpixel,
+        )
+
+    return extractor
+
+
+@torch.inference_mode()
+def _extract_with_boxes(
+    model: torch.nn.Module, image: Image, task: TaskConfig, subpixel: bool
+) -> Features:
+    device = next(model.parameters()).device
+    maps = model(torch.from_numpy(image)[None, None].to(device))
+    # Descriptors are sampled after suppression: before it every pixel is a candidate.
+    candidates = extract_from_maps(
+        {"logits": maps["logits"]},
+        [image.shape],
+        max_keypoints=image.size,
+        threshold=task.threshold,
+        nms_radius=0,
+        subpixel=False,
+    )[0]
+    kept = _take(_suppress(_best_first(candidates), task), slice(task.extract_keypoints))
+    keypoints = kept.keypoints
+    if subpixel:
+        keypoints = soft_argmax(decode_heatmap(maps["logits"])[0], keypoints)
+    descriptors = (
+        sample_descriptors(maps["descriptors"][0], keypoints) if "descriptors" in maps else None
+    )
+    return Features(keypoints, kept.keypoint_scores, descriptors, kept.image_size)
+
+
+def plain_extractor(function: Callable[[Image], Features], suppress: bool = False) -> Extractor:
+    """Let any ``image -> Features`` function take part, such as OpenCV's extractors.
+
+    Its best ``extract_keypoints`` keypoints count, coordinates as they are. The score threshold,
+    which is meant for probabilities, does not apply.
+
+    Args:
+        function: Takes an image float32 (H, W) in [0, 1] and returns ``Features``.
+        suppress: Put the protocol's NMS after it, for a detector without NMS of its own. Not for
+            SIFT or ORB, which search scale space: one place may hold keypoints of several scales.
+
+    Returns:
+        An ``Extractor``.
+    """
+
+    def extractor(image: Image, task: TaskConfig) -> Features:
+        features = _best_first(function(image))
+        return _take(
+            _suppress(features, task) if suppress else features, slice(task.extract_keypoints)
+        )
+
+    return extractor
+
+
+def random_extractor(seed: int = 0, keypoints: int = 10000) -> Extractor:
+    """Keypoints drawn evenly over the image: the floor every detector has to beat.
+
+    Each image has its own points, which depend on its pixels and the seed alone.
+
+    Args:
+        seed: Non-negative.
+        keypoints: Number drawn, before the protocol's suppression.
+
+    Returns:
+        An ``Extractor`` without descriptors.
+    """
+
+    def draw(image: Image) -> Features:
+        rng = np.random.default_rng([seed, zlib.crc32(np.ascontiguousarray(image).tobytes())])
+        height, width = image.shape
+        points = rng.uniform([0, 0], [width - 1, height - 1], size=(keypoints, 2))
+        scores = torch.from_numpy(rng.random(keypoints).astype(np.float32))
+        return Features(torch.from_numpy(points.astype(np.float32)), scores, None, (height, width))
+
+    return plain_extractor(draw, suppress=True)
+
+
+def _best_first(features: Features) -> Features:
+    order = torch.argsort(features.keypoint_scores, descending=True, stable=True)
+    return _take(features, order)
+
+
+def _suppress(features: Features, task: TaskConfig) -> Features:
+    """The protocol's NMS on features sorted best first, which they stay."""
+    if task.nms_radius == 0 or len(features) == 0:
+        return features
+    if task.nms == "box":
+        kept = box_nms(features.keypoints, features.keypoint_scores, task.nms_radius, task.nms_iou)
+        return _take(features, kept)
+    return _take(features, _radius_survivors(features, task.nms_radius))
+
+
+def _radius_survivors(features: Features, radius: int) -> torch.Tensor:
+    """Indices of the keypoints, sorted best first, that survive; distances between whole pixels."""
+    height, width = features.image_size
+    pixels = features.keypoints.round().long()
+    x, y = pixels[:, 0].clamp(0, width - 1), pixels[:, 1].clamp(0, height - 1)
+    flat = y * width + x
+    # Ranks instead of scores: positive, without ties, and exact in float32.
+    ranks = torch.arange(len(features), 0, -1, dtype=torch.float32, device=flat.device)
+    heatmap = torch.zeros(height * width, device=flat.device)
+    heatmap.scatter_reduce_(0, flat, ranks, "amax")
+    survivors = nms(heatmap.reshape(1, height, width), radius).flatten()
+    return torch.nonzero(survivors[flat] == ranks).flatten()
+
+
+def _take(features: Features, index: torch.Tensor | slice) -> Features:
+    descriptors = None if features.descriptors is None else features.descriptors[index]
+    return Features(
+        features.keypoints[index], features.keypoint_scores[index], descriptors, features.image_size
+    )
+
+
+# --- one pair ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class View:
+    """An image as the protocol prepares it, with what an extractor found there.
+
+    Attributes:
+        image: float32 (H, W) in [0, 1].
+        transform: (3, 3), pixels of the file to pixels of ``image``.
+        features: All keypoints of the image, best first.
+    """
+
+    image: Image
+    transform: Homography
+    features: Features
+
+
+@dataclass(frozen=True)
+class MatchedPair:
+    """Everything the descriptor metrics of a pair are made of, ready to be drawn.
+
+    Attributes:
+        image0: The prepared reference, float32 (H0, W0) in [0, 1].
+        image1: The other image.
+        H_0to1: (3, 3) true homography between the prepared images.
+        keypoints0: (N0, 2) keypoints that took part; their indices are those of ``matches``.
+        keypoints1: (N1, 2).
+        matches: (M, 2) int64 mutual nearest neighbours.
+        similarity: (M,) confidences.
+        errors: (M,) distances in image 1 to the true place, in pixels.
+        inliers: (M,) bool, of the estimated homography.
+        H_estimated: (3, 3), or None where none was found.
+        corner_error: Mean corner error in pixels; infinity where none was found.
+    """
+
+    image0: Image
+    image1: Image
+    H_0to1: Homography
+    keypoints0: NDArray[np.float64]
+    keypoints1: NDArray[np.float64]
+    matches: NDArray[np.int64]
+    similarity: NDArray[np.float64]
+    errors: NDArray[np.float64]
+    inliers: NDArray[np.bool_]
+    H_estimated: Homography | None
+    corner_error: float
+
+
+def prepare_image(image: Image, task: TaskConfig) -> tuple[Image, Homography]:
+    """Resize and crop an image as the task says.
+
+    Returns:
+        The image and the transform (3, 3) from old to new pixels.
+    """
+    if task.resize == "crop":
+        return resize_and_crop(image, task.height, task.width)
+    if task.resize == "short-side":
+        return resize_short_side(image, task.height)
+    return image, np.eye(3)
+
+
+def inspect_pair(
+    extractor: Extractor,
+    sequence: HPatchesSequence,
+    pair: int,
+    protocol: str | ProtocolConfig = "rpautrat",
+) -> MatchedPair:
+    """Redo one pair, to draw it: images, keypoints, matches and how wrong each is.
+
+    Args:
+        extractor: With descriptors.
+        sequence: One of ``load_sequences``.
+        pair: Number of the second image, 2 to 6: the ``pair`` of a record.
+        protocol: Name in ``PROTOCOLS`` or a configuration.
+
+    Returns:
+        A ``MatchedPair``, with the numbers ``evaluate`` gets.
+
+    Raises:
+        ValueError: No such pair, or the extractor gives no descriptors.
+    """
+    if not 2 <= pair <= len(sequence.image_paths):
+        raise ValueError(f"{sequence.name} has pairs 2 to {len(sequence.image_paths)}, not {pair}")
+    config = _protocol(protocol)
+    paths = (sequence.image_paths[0], sequence.image_paths[pair - 1])
+    view0, view1 = (_view(extractor, read_gray(path), config.descriptor) for path in paths)
+    if view0.features.descriptors is None:
+        raise ValueError("this extractor gives no descriptors: there are no matches to inspect")
+    return _match_pair(view0, view1, sequence.homographies[pair - 2], config)
+
+
+def _view(extractor: Extractor, image: Image, task: TaskConfig) -> View:
+    prepared, transform = prepare_image(image, task)
+    features = extractor(prepared, task)
+    if tuple(features.image_size) != prepared.shape:
+        raise ValueError(
+            f"the extractor was given an image of {prepared.shape} and returned features of one "
+            f"of {tuple(features.image_size)}"
+        )
+    return View(prepared, transform, features)
+
+
+def _select(features: Features, H: Homography, size: tuple[int, int], task: TaskConfig) -> Features:
+    """The keypoints that take part in a pair; ``H`` leads to the other image, of ``size``."""
+    if task.shared_first:
+        visible = metrics.visible_mask(_points(features), H, size)
+        features = _take(features, torch.from_numpy(np.flatnonzero(visible)))
+    return _take(features, slice(task.max_keypoints))
+
+
+def _select_pair(
+    view0: View, view1: View, H_files: Homography, task: TaskConfig
+) -> tuple[Features, Features, Homography]:
+    H = transform_homography(H_files, view0.transform, view1.transform)
+    selected0 = _select(view0.features, H, view1.image.shape, task)
+    selected1 = _select(view1.features, invert_homographies(H), view0.image.shape, task)
+    return selected0, selected1, H
+
+
+def _detector_record(
+    view0: View, view1: View, H_files: Homography, protocol: ProtocolConfig
+) -> Record:
+    features0, features1, H = _select_pair(view0, view1, H_files, protocol.detector)
+    result = metrics.repeatability(
+        _points(features0),
+        _points(features1),
+        H,
+        view0.image.shape,
+        view1.image.shape,
+        protocol.distance,
+    )
+    return {
+        "n_visible0": result.n_visible0,
+        "n_visible1": result.n_visible1,
+        "repeatability": result.repeatability,
+        "localization_error": result.localization_error,
+    }
+
+
+def _match_pair(
+    view0: View, view1: View, H_files: Homography, protocol: ProtocolConfig
+) -> MatchedPair:
+    features0, features1, H = _select_pair(view0, view1, H_files, protocol.descriptor)
+    found, similarity = (tensor.cpu().numpy() for tensor in match(features0, features1))
+    keypoints0, keypoints1 = _points(features0), _points(features1)
+    points0, points1 = keypoints0[found[:, 0]], keypoints1[found[:, 1]]
+    estimate, inliers = metrics.estimate_homography(points0, points1, protocol.ransac)
+    return MatchedPair(
+        view0.image,
+        view1.image,
+        H,
+        keypoints0,
+        keypoints1,
+        found,
+        similarity.astype(np.float64),
+        metrics.reprojection_errors(points0, points1, H),
+        inliers,
+        estimate,
+        mean_corner_error(estimate, H, *view0.image.shape),
+    )
+
+
+def _descriptor_record(pair: MatchedPair, protocol: ProtocolConfig) -> Record:
+    visible0 = metrics.visible_mask(pair.keypoints0, pair.H_0to1, pair.image1.shape)
+    visible1 = metrics.visible_mask(
+        pair.keypoints1, invert_homographies(pair.H_0to1), pair.image0.shape
+    )
+    close = pair.errors <= protocol.distance
+    correct = close if protocol.reference == "ground_truth" else pair.inliers
+    both_visible = visible0[pair.matches[:, 0]] & visible1[pair.matches[:, 1]]
+    record: Record = {
+        "n_keypoints0": len(pair.keypoints0),
+        "n_keypoints1": len(pair.keypoints1),
+        "n_matches": len(pair.matches),
+        "n_inliers": int(pair.inliers.sum()),
+        "corner_error": pair.corner_error,
+    }
+    for eps in protocol.corner_thresholds:
+        record[f"homography@{eps:g}"] = float(pair.corner_error <= eps)
+    for eps in protocol.corner_thresholds:
+        record[f"auc@{eps:g}"] = float(metrics.auc_terms(pair.corner_error, eps))
+    for distance in protocol.match_distances:
+        share = (pair.errors <= distance).mean() if len(pair.errors) else 0.0
+        record[f"correct_matches@{distance:g}"] = float(share)
+    record["matching_score"] = metrics.matching_score(
+        int((correct & both_visible).sum()), int(visible0.sum()), int(visible1.sum())
+    )
+    record["average_precision"] = metrics.match_average_precision(correct, pair.similarity)
+    return record
+
+
+def _points(features: Features) -> NDArray[np.float64]:
+    return features.keypoints.detach().cpu().numpy().astype(np.float64)
+
+
+# --- all pairs --------------------------------------------------------------------------------
+
+
+def evaluate(
+    extractors: Mapping[str, Extractor],
+    sequences: Sequence[HPatchesSequence],
+    protocol: str | ProtocolConfig = "rpautrat",
+    progress: bool = True,
+) -> Results:
+    """Measure extractors on sequences: every pair (reference, k) of every sequence.
+
+    Each image is read once, and an extractor sees it once for each size the protocol uses. A pair
+    without a homography (blank images, fewer than four matches, RANSAC without a model) counts as
+    failed: an infinite corner error and zeros. An extractor without descriptors is measured as a
+    detector alone.
+
+    Args:
+        extractors: By the name they get in tables.
+        sequences: From ``load_sequences``.
+        protocol: Name in ``PROTOCOLS`` or a configuration.
+        progress: Show a progress bar.
+
+    Returns:
+        ``Results`` with one record per extractor and pair. A sequence with an unreadable image is
+        left out and listed in ``Results.skipped``, so that the others are not lost.
+
+    Raises:
+        ValueError: An unknown protocol, no extractors, or no sequences left by the protocol.
+    """
+    config = _protocol(protocol)
+    kept = [sequence for sequence in sequences if sequence.name not in config.excluded]
+    if not extractors or not kept:
+        raise ValueError("evaluate needs at least one extractor and one sequence")
+    records: list[Record] = []
+    skipped: dict[str, str] = {}
+    with tqdm(total=len(kept) * len(extractors), disable=not progress, unit="sequence") as bar:
+        for sequence in kept:
+            bar.set_postfix_str(sequence.name)
+            try:
+                images = [read_gray(path) for path in sequence.image_paths]
+            except UnreadableImageError as error:
+                skipped[sequence.name] = str(error)
+                bar.update(len(extractors))
+                continue
+            for name, extractor in extractors.items():
+                records += _sequence_records(name, extractor, sequence, images, config)
+                bar.update()
+    name = protocol if isinstance(protocol, str) else "custom"
+    records.sort(key=lambda record: list(extractors).index(record["extractor"]))
+    return Results(name, config, tuple(records), skipped)
+
+
+def _sequence_records(
+    name: str,
+    extractor: Extractor,
+    sequence: HPatchesSequence,
+    images: list[Image],
+    config: ProtocolConfig,
+) -> list[Record]:
+    detector_views = [_view(extractor, image, config.detector) for image in images]
+    shared = config.descriptor == config.detector
+    descriptor_views = (
+        detector_views
+        if shared or detector_views[0].features.descriptors is None
+        else [_view(extractor, image, config.descriptor) for image in images]
+    )
+    records = []
+    for k, H in enumerate(sequence.homographies, start=1):
+        record: Record = dict(zip(KEYS, (name, sequence.name, sequence.split, k + 1), strict=True))
+        record |= _detector_record(detector_views[0], detector_views[k], H, config)
+        if descriptor_views[0].features.descriptors is not None:
+            pair = _match_pair(descriptor_views[0], descriptor_views[k], H, config)
+            record |= _descriptor_record(pair, config)
+        records.append(record)
+    return records
+
+
+def _protocol(protocol: str | ProtocolConfig) -> ProtocolConfig:
+    if isinstance(protocol, ProtocolConfig):
+        return protocol
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"unknown protocol {protocol!r}; known: {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[protocol]

@@ -1,0 +1,253 @@
+"""A small benchmark in the HPatches layout, made from photographs by random homographies.
+
+It is no replacement for HPatches: one photograph warped has no parallax, no second camera and no
+second day. It serves where HPatches is not at hand, and shows the same effects within seconds.
+Made once, it is read like the real thing::
+
+    sequences = load_sequences(mini_benchmark())
+
+``make_benchmark`` does the same for any photographs and any number of pairs. Derived in
+notebook 06.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import uuid
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from superpoint_lib.augmentation import PHOTOMETRIC_PRESETS, PhotometricConfig, augment_photometric
+from superpoint_lib.config import to_dict
+from superpoint_lib.datasets import bundled_photos
+from superpoint_lib.geometry import HomographyConfig, resize_and_crop, sample_homographies
+from superpoint_lib.paths import read_gray, runs_dir
+
+Image = NDArray[np.float32]
+_SETTINGS = "benchmark.json"
+# Raised whenever the same settings would give other pictures, so that old caches are made anew.
+_VERSION = 1
+# The two motorcycle pictures show one scene: as two sequences they would count it twice.
+_SAME_SCENE = ("motorcycle_right",)
+# The published changes but for salt and pepper, which no change of light makes.
+_LIGHT = dataclasses.replace(PHOTOMETRIC_PRESETS["coco_superpoint"], speckle=False)
+
+
+@dataclass(frozen=True)
+class MiniConfig:
+    """What a made benchmark looks like.
+
+    Attributes:
+        height: Of every image, in pixels.
+        width: Of every image, in pixels.
+        pairs: Pairs per sequence: images 2 to ``pairs`` + 1, each against image 1.
+        illumination: Make an ``i_*`` sequence of each photograph (gray levels change).
+        viewpoint: Make a ``v_*`` sequence of each photograph (a homography, and noise).
+        homography: The hardest of a sequence's homographies; the k-th pair has k / ``pairs`` of
+            its amplitudes, as the images of HPatches are sorted by difficulty.
+        photometric: How the images of ``i_*`` sequences change.
+        noise: Standard deviation of the noise every image gets, in gray levels of 255.
+        seed: Of everything random; a sequence depends on it, its name and its photograph alone.
+    """
+
+    height: int = 480
+    width: int = 640
+    pairs: int = 3
+    illumination: bool = True
+    viewpoint: bool = True
+    homography: HomographyConfig = field(
+        default_factory=lambda: HomographyConfig(scale_amplitude=0.5, max_angle=np.pi / 4)
+    )
+    photometric: PhotometricConfig = _LIGHT
+    noise: float = 2.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.pairs < 1 or not (self.illumination or self.viewpoint):
+            raise ValueError("a benchmark needs at least one pair, and illumination or viewpoint")
+
+
+def mini_benchmark(folder: str | Path | None = None, config: MiniConfig | None = None) -> Path:
+    """Make the mini benchmark of the bundled photographs set aside for it, or find it made.
+
+    Args:
+        folder: Where; ``runs/mini-hpatches`` by default.
+        config: Its settings; ``MiniConfig()`` by default.
+
+    Returns:
+        The folder, for ``load_sequences``. Nothing is downloaded.
+
+    Raises:
+        FileExistsError: The folder holds something else.
+    """
+    photos = {
+        name: photo
+        for name, photo in bundled_photos("benchmark").items()
+        if name not in _SAME_SCENE
+    }
+    return make_benchmark(
+        runs_dir() / "mini-hpatches" if folder is None else folder, photos, config
+    )
+
+
+def make_benchmark(
+    folder: str | Path,
+    photos: Mapping[str, Image | Path],
+    config: MiniConfig | None = None,
+    progress: bool = False,
+) -> Path:
+    """Make a benchmark in the HPatches layout from photographs.
+
+    A benchmark made before with the same settings from the same photographs is kept; one made with
+    others is replaced. It appears under its name only when complete.
+
+    Args:
+        folder: Where; holds ``i_<name>`` and ``v_<name>``, each with ``1.png`` and so on,
+            ``H_1_2`` and so on, and the settings in ``benchmark.json``.
+        photos: Name to an image, float32 (H, W) in [0, 1], or to the file of one.
+        config: Settings; ``MiniConfig()`` by default. 500 photographs with ``pairs=1`` make 1,000
+            pairs.
+        progress: Show a progress bar.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: No photographs.
+        FileExistsError: The folder holds something that was not made here.
+        UnreadableImageError: A file that is not an image, by name.
+    """
+    config = MiniConfig() if config is None else config
+    if not photos:
+        raise ValueError("a benchmark needs at least one photograph")
+    target = Path(folder)
+    settings = {
+        "version": _VERSION,
+        "config": to_dict(config),
+        "photos": {name: _fingerprint(photo) for name, photo in photos.items()},
+    }
+    made = _made_with(target)
+    if made == settings:
+        return target
+    if target.exists() and made is None:
+        raise FileExistsError(f"{target} exists and is no benchmark of ours: choose another folder")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}")
+    try:
+        for name, photo in tqdm(photos.items(), disable=not progress, unit="photo"):
+            _write_sequences(temporary, name, _read(photo), config)
+        (temporary / _SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        _move(temporary, target, settings)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def _read(photo: Image | Path) -> Image:
+    return read_gray(photo) if isinstance(photo, str | Path) else photo
+
+
+def _fingerprint(photo: Image | Path) -> str:
+    if isinstance(photo, str | Path):
+        return f"{zlib.crc32(Path(photo).read_bytes()):08x}"
+    return f"{zlib.crc32(np.ascontiguousarray(photo).tobytes()):08x}"
+
+
+def _made_with(folder: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _move(temporary: Path, target: Path, settings: dict[str, Any]) -> None:
+    """Put the finished folder in place; another process may just have done the same."""
+    if target.exists():
+        outdated = target.with_name(f"{temporary.name}.old")
+        target.rename(outdated)
+        shutil.rmtree(outdated, ignore_errors=True)
+    try:
+        temporary.rename(target)
+    except OSError:
+        if _made_with(target) != settings:
+            raise
+
+
+def _write_sequences(root: Path, name: str, photo: Image, config: MiniConfig) -> None:
+    kinds = {"i": config.illumination, "v": config.viewpoint}
+    for kind in (letter for letter, wanted in kinds.items() if wanted):
+        rng = np.random.default_rng([config.seed, zlib.crc32(f"{kind}_{name}".encode())])
+        homographies = (
+            _viewpoints(config, rng)
+            if kind == "v"
+            else np.broadcast_to(np.eye(3), (config.pairs, 3, 3))
+        )
+        images = _views(photo, homographies, config)
+        if kind == "i":
+            images[1:] = [augment_photometric(v, config.photometric, rng) for v in images[1:]]
+        folder = root / f"{kind}_{name}"
+        folder.mkdir(parents=True)
+        for number, image in enumerate(images, start=1):
+            noisy = image + rng.normal(0, config.noise / 255, image.shape)
+            gray = np.round(np.clip(noisy, 0, 1) * 255).astype(np.uint8)
+            (folder / f"{number}.png").write_bytes(cv2.imencode(".png", gray)[1].tobytes())
+        for number, H in enumerate(homographies, start=2):
+            np.savetxt(folder / f"H_1_{number}", H, fmt="%.12g")
+
+
+def _viewpoints(config: MiniConfig, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Homographies (pairs, 3, 3) of growing difficulty, image 1 to image k."""
+    hardest = config.homography
+    levels = [
+        dataclasses.replace(
+            hardest,
+            scale_amplitude=hardest.scale_amplitude * level,
+            perspective_amplitude_x=hardest.perspective_amplitude_x * level,
+            perspective_amplitude_y=hardest.perspective_amplitude_y * level,
+            max_angle=hardest.max_angle * level,
+        )
+        for level in np.arange(1, config.pairs + 1) / config.pairs
+    ]
+    # Drawn on the square in the middle: on an oblong a rotation would stretch.
+    side = min(config.height, config.width)
+    drawn = np.concatenate([sample_homographies(1, side, side, level, rng) for level in levels])
+    centre = np.eye(3)
+    centre[:2, 2] = (config.width - side) / 2, (config.height - side) / 2
+    moved = centre @ drawn @ np.linalg.inv(centre)
+    return moved / moved[:, 2:, 2:]
+
+
+def _views(photo: Image, homographies: NDArray[np.float64], config: MiniConfig) -> list[Image]:
+    """The reference and one image per homography, each sampled from the photograph itself.
+
+    What lies beyond the photograph is its mirror image: a black frame would be an edge that no
+    real picture has. Twice the resolution, averaged, keeps zoomed-out views free of aliasing.
+    """
+    covering = (2 * config.height, 2 * config.width)
+    if min(photo.shape[0] / covering[0], photo.shape[1] / covering[1]) > 1:
+        photo, _ = resize_and_crop(photo, *covering)
+    _, to_reference = resize_and_crop(photo, config.height, config.width)
+    double = np.array([[2, 0, 0.5], [0, 2, 0.5], [0, 0, 1]])
+    size = (config.width, config.height)
+    images: list[Image] = []
+    for H in (np.eye(3), *homographies):
+        fine = cv2.warpPerspective(
+            photo,
+            double @ H @ to_reference,
+            (2 * config.width, 2 * config.height),
+            flags=cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_REFLECT_101,
+        )
+        view = cv2.resize(fine, size, interpolation=cv2.INTER_AREA)
+        images.append(np.asarray(view, np.float32))
+    return images

@@ -1,0 +1,122 @@
+import cv2
+import numpy as np
+import pytest
+
+from superpoint_lib.evaluation.classical import EXTRACTORS
+from superpoint_lib.evaluation.hpatches import evaluate, load_sequences, plain_extractor
+from superpoint_lib.evaluation.mini import MiniConfig, make_benchmark, mini_benchmark
+from superpoint_lib.paths import UnreadableImageError, read_gray
+
+SMALL = MiniConfig(height=120, width=160, pairs=2)
+
+
+@pytest.fixture
+def photo():
+    noise = np.random.default_rng(0).random((200, 300)).astype(np.float32)
+    return cv2.GaussianBlur(noise, (0, 0), 2) * 3 - 1
+
+
+def contents(folder):
+    return {
+        path.relative_to(folder): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_the_layout_is_that_of_hpatches(tmp_path, photo):
+    sequences = load_sequences(make_benchmark(tmp_path / "made", {"a": photo, "b": photo}, SMALL))
+    assert [s.name for s in sequences] == ["i_a", "i_b", "v_a", "v_b"]
+    assert all(len(s.image_paths) == 3 for s in sequences)
+    assert np.array_equal(sequences[0].homographies, [np.eye(3)] * 2)
+    assert np.abs(sequences[2].homographies - np.eye(3)).max() > 0.01
+    assert not np.allclose(sequences[2].homographies, sequences[3].homographies)
+    assert read_gray(sequences[0].image_paths[0]).shape == (120, 160)
+
+
+def test_the_homographies_are_those_of_the_pictures(tmp_path, photo):
+    config = MiniConfig(height=120, width=160, pairs=4, illumination=False, noise=0)
+    (sequence,) = load_sequences(make_benchmark(tmp_path / "made", {"a": photo}, config))
+    reference, *views = (read_gray(path) for path in sequence.image_paths)
+    for view, H in zip(views, sequence.homographies, strict=True):
+        warped = cv2.warpPerspective(reference, H, (160, 120))
+        # Away from the frame of the reference, so that only the warp itself is compared.
+        inside = cv2.warpPerspective(np.ones((120, 160), np.float32), H, (160, 120)) == 1
+        inside = cv2.erode(inside.astype(np.uint8), np.ones((5, 5))) == 1
+        assert inside.sum() > 2000
+        exact = np.abs(view - warped)[inside].mean()
+        shifted = np.abs(view - np.roll(warped, 1, axis=1))[inside].mean()
+        assert exact < 0.03
+        assert exact < 0.5 * shifted
+
+
+def test_the_seed_decides_everything(tmp_path, photo):
+    first = contents(make_benchmark(tmp_path / "first", {"a": photo}, SMALL))
+    again = contents(make_benchmark(tmp_path / "again", {"a": photo}, SMALL))
+    assert first == again
+    other = make_benchmark(tmp_path / "other", {"a": photo}, MiniConfig(120, 160, 2, seed=1))
+    changed = {path for path, data in contents(other).items() if data != first[path]}
+    assert {path.name for path in changed if path.parent.name == "v_a"} >= {"2.png", "H_1_2"}
+
+
+def test_a_sequence_does_not_depend_on_the_other_photographs(tmp_path, photo):
+    alone = make_benchmark(tmp_path / "alone", {"a": photo}, SMALL)
+    together = make_benchmark(tmp_path / "together", {"b": photo[::-1], "a": photo}, SMALL)
+    assert contents(alone / "v_a") == contents(together / "v_a")
+
+
+def test_a_made_benchmark_is_kept_and_an_outdated_one_replaced(tmp_path, photo):
+    folder = make_benchmark(tmp_path / "made", {"a": photo}, SMALL)
+    stamp = (folder / "v_a" / "1.png").stat().st_mtime_ns
+    make_benchmark(folder, {"a": photo}, SMALL)
+    assert (folder / "v_a" / "1.png").stat().st_mtime_ns == stamp
+    make_benchmark(folder, {"b": photo}, SMALL)
+    assert [s.name for s in load_sequences(folder)] == ["i_b", "v_b"]
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path, photo):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(FileExistsError, match="mine"):
+        make_benchmark(tmp_path / "mine", {"a": photo}, SMALL)
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+
+
+def test_an_interrupted_making_leaves_nothing(tmp_path, photo):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    with pytest.raises(UnreadableImageError, match=r"broken\.png"):
+        make_benchmark(tmp_path / "made", {"a": photo, "b": broken}, SMALL)
+    assert [path.name for path in tmp_path.iterdir()] == ["broken.png"]
+
+
+def test_photographs_may_be_files_of_any_size(tmp_path, photo):
+    sizes = {"big": (400, 900), "small": (60, 50)}
+    files = {name: tmp_path / f"{name}.jpg" for name in sizes}
+    for name, (height, width) in sizes.items():
+        picture = cv2.resize((np.clip(photo, 0, 1) * 255).astype(np.uint8), (width, height))
+        files[name].write_bytes(cv2.imencode(".jpg", picture)[1])
+    config = MiniConfig(height=64, width=80, pairs=1, illumination=False)
+    sequences = load_sequences(make_benchmark(tmp_path / "made", files, config))
+    assert [read_gray(s.image_paths[1]).shape for s in sequences] == [(64, 80)] * 2
+
+
+def test_nothing_to_make():
+    with pytest.raises(ValueError, match="at least one photograph"):
+        make_benchmark("nowhere", {})
+    with pytest.raises(ValueError, match="at least one pair"):
+        MiniConfig(pairs=0)
+    with pytest.raises(ValueError, match="illumination or viewpoint"):
+        MiniConfig(illumination=False, viewpoint=False)
+
+
+def test_the_bundled_benchmark_is_neither_trivial_nor_hopeless(tmp_path):
+    sequences = load_sequences(mini_benchmark(tmp_path / "mini", MiniConfig(pairs=1)))
+    assert {s.split for s in sequences} == {"illumination", "viewpoint"}
+    extractors = {name: plain_extractor(EXTRACTORS[name]) for name in ("sift", "orb")}
+    results = evaluate(extractors, sequences, progress=False)
+    sift, orb = (results.select(name) for name in extractors)
+    assert sift.values("homography@5").mean() > 0.9
+    assert 0.5 < sift.values("repeatability").mean() < 0.95
+    assert orb.values("auc@3").mean() < sift.values("auc@3").mean() < 0.99
