@@ -9,14 +9,17 @@ Convention: keypoints are (x, y), pixel centres at integers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 FloatArray = NDArray[np.floating]
+Parts = Sequence[tuple[FloatArray, FloatArray]]  # polygons (M, K, 2) with gray levels (M,)
+_Scalar = TypeVar("_Scalar", np.uint8, np.float32)
 
 PRIMITIVES: tuple[str, ...] = (
     "lines",
@@ -32,6 +35,7 @@ PRIMITIVES: tuple[str, ...] = (
 
 _SHIFT = 8  # fractional bits of the coordinates OpenCV draws with
 _SPREAD = 0.67  # measured: an anti-aliased fill reaches this far beyond its outline, in pixels
+_COVER_MARGIN = 0.005  # labels this close to a later shape's edge are covered; of the canvas
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,8 @@ class ShapesConfig:
         min_contrast: smallest difference in gray level between a shape and what it touches.
         background_contrast: range of the standard deviation of the background, gray levels.
         texture_contrast: the same for the texture inside multiple polygons.
-        noise_contrast: range of the noise primitive's strength; 1 is uniform over 0..255.
+        noise_contrast: the noise primitive's strength varies smoothly over the picture between
+            these; 1 is uniform noise over 0..255.
         gap_fraction: smallest distance between separate shapes.
         overlap_probability: share of multiple-polygon pictures whose polygons may cover earlier
             ones; corners that are covered lose their label.
@@ -63,13 +68,13 @@ class ShapesConfig:
     canvas_width: int = 320
     height: int = 120
     width: int = 160
-    blur_kernel: int = 5
+    blur_kernel: int = 3
     primitives: tuple[str, ...] = PRIMITIVES
     primitive_weights: tuple[float, ...] = (1.0, 1.0, 1.0, 0.3, 1.0, 1.0, 0.2, 1.0, 0.1)
     min_contrast: int = 30
-    background_contrast: tuple[float, float] = (2.0, 12.0)
-    texture_contrast: tuple[float, float] = (2.0, 20.0)
-    noise_contrast: tuple[float, float] = (0.2, 0.8)
+    background_contrast: tuple[float, float] = (2.0, 10.0)
+    texture_contrast: tuple[float, float] = (2.0, 12.0)
+    noise_contrast: tuple[float, float] = (0.05, 1.5)
     gap_fraction: float = 0.03
     overlap_probability: float = 0.1
     edge_line_probability: float = 0.3
@@ -85,6 +90,11 @@ class ShapesConfig:
             )
         if min(self.primitive_weights) < 0 or sum(self.primitive_weights) <= 0:
             raise ValueError("primitive_weights: need weights >= 0 with a positive sum")
+        if not 0 <= self.min_contrast <= 40:
+            raise ValueError(
+                f"min_contrast: {self.min_contrast} is outside 0..40; four gray levels further "
+                "apart do not fit into 0..255 wherever the first three lie"
+            )
         if self.blur_kernel < 1 or self.blur_kernel % 2 == 0:
             raise ValueError(f"blur_kernel: {self.blur_kernel} is not an odd number >= 1")
         if min(self.canvas_height, self.canvas_width, self.height, self.width) < 16:
@@ -156,98 +166,168 @@ class _Canvas:
         self.config = config
         self.rng = rng
         self.height, self.width = config.canvas_height, config.canvas_width
+        self.size = np.array((self.width - 1, self.height - 1))
         self.unit = float(min(self.height, self.width))
-        self.background = float(rng.uniform(0, 255))
-        contrast = rng.uniform(*config.background_contrast)
-        texture = _smooth_noise(self.height, self.width, rng.uniform(0.12, 0.4), rng)
-        self.image = _to_gray_levels(texture * contrast + self.background)
-        self.occupied = np.zeros((self.height, self.width), np.uint8)
-        self.keypoints = np.zeros((0, 2))
+        self.background = 255 * rng.random()
+        texture = self.smooth_noise(0.15, 0.5) * rng.uniform(*config.background_contrast)
+        self.image = self.enlarge(np.clip(self.background + texture, 0, 255).astype(np.uint8))
+        self.occupied: NDArray[np.uint8] = np.zeros((self.height, self.width), np.uint8)
+        self.keypoints: FloatArray = np.zeros((0, 2))
+
+    def smooth_noise(self, finest: float, coarsest: float) -> NDArray[np.float32]:
+        """Noise of deviation about 1 that varies over a random fraction of the canvas' height.
+
+        It comes at a quarter of the canvas' size: nothing finer is in it.
+        """
+        scale = self.rng.uniform(finest, coarsest)
+        cells = (2 + round(1 / scale), 2 + round(self.width / (self.height * scale)))
+        noise = 1.4 * self.rng.standard_normal(cells, dtype=np.float32)
+        quarter = (self.width // 4, self.height // 4)
+        return np.asarray(cv2.resize(noise, quarter, interpolation=cv2.INTER_CUBIC), np.float32)
+
+    def enlarge(self, picture: NDArray[_Scalar]) -> NDArray[_Scalar]:
+        """Bring a smaller picture to the canvas' size."""
+        full = cv2.resize(picture, (self.width, self.height), interpolation=cv2.INTER_LINEAR)
+        return np.asarray(full, picture.dtype)
 
     def color(self, *others: float) -> float:
-        """A gray level that differs from the background and from `others`."""
-        candidates = self.rng.uniform(0, 255, 16)
-        away = np.array((self.background, *others))
-        distance = np.abs(candidates[:, None] - away).min(axis=1)
-        far = distance >= self.config.min_contrast
-        return float(candidates[np.argmax(far) if far.any() else np.argmax(distance)])
+        """A gray level that differs from the background and from up to two `others`."""
+        while True:
+            candidate = 255 * self.rng.random()
+            distance = min(abs(candidate - other) for other in (self.background, *others))
+            if distance >= self.config.min_contrast:
+                return candidate
 
-    def is_free(self, outline: FloatArray) -> bool:
-        """Whether the filled outline touches nothing drawn so far, the gap included."""
+    def color_over(self, corners: FloatArray) -> float | None:
+        """A gray level that differs from the background and from what lies under the corners.
+
+        None if sixteen random ones do not.
+        """
+        x, y = np.clip(np.rint(corners).astype(int), 0, self.size).T
+        under = np.append(self.image[y, x], self.background)
+        candidates = 255 * self.rng.random(16)
+        far = (np.abs(candidates[:, None] - under) >= self.config.min_contrast).all(axis=1)
+        return float(candidates[far.argmax()]) if far.any() else None
+
+    def colors(self, count: int) -> NDArray[np.float64]:
+        """Gray levels of which each differs from the one before it and from the background."""
+        levels = [self.color()]
+        while len(levels) < count:
+            levels.append(self.color(levels[-1]))
+        return np.array(levels)
+
+    def add(self, outline: FloatArray, parts: Parts, keypoints: FloatArray) -> None:
+        """Draw a shape over what is there; labels of earlier shapes under its outline go."""
+        hidden = _covered(self.keypoints, outline, margin=_COVER_MARGIN * self.unit)
+        self.keypoints = self.keypoints[~hidden]
+        self._draw(parts, keypoints)
+
+    def add_separate(self, outline: FloatArray, parts: Parts, keypoints: FloatArray) -> bool:
+        """Draw a shape where it keeps the gap to all others; tell whether it does."""
         corners = np.rint(outline).astype(np.int32)
-        x0, y0 = np.maximum(corners.min(axis=0), 0)
-        x1, y1 = corners.max(axis=0) + 1
-        region = self.occupied[y0:y1, x0:x1]
+        if not self._is_free(corners):
+            return False
+        gap = max(1, round(2 * self.config.gap_fraction * self.unit))
+        cv2.fillPoly(self.occupied, [corners], 255)
+        cv2.polylines(self.occupied, [corners], True, 255, gap)
+        self._draw(parts, keypoints)
+        return True
+
+    def _is_free(self, corners: NDArray[np.int32]) -> bool:
+        x, y, width, height = cv2.boundingRect(corners)
+        x, y, right, bottom = max(x, 0), max(y, 0), x + width, y + height
+        region = self.occupied[y:bottom, x:right]
         if region.size == 0:
             return False
-        filled = np.zeros(region.shape, np.uint8)
-        cv2.fillPoly(filled, [corners - np.array((x0, y0), np.int32)], 255)
-        return not cv2.hasNonZero(cv2.bitwise_and(filled, region))
+        inside = np.zeros(region.shape, np.uint8)
+        cv2.fillPoly(inside, [corners - np.array((x, y), np.int32)], 255)
+        return not cv2.hasNonZero(cv2.bitwise_and(inside, region))
 
-    def add(
-        self, outline: FloatArray, parts: Sequence[tuple[FloatArray, float]], keypoints: FloatArray
-    ) -> None:
-        """Draw a shape made of coloured parts; labels of earlier shapes under `outline` go."""
-        if len(self.keypoints):
-            hidden = _covered(self.keypoints, outline, margin=0.005 * self.unit)
-            self.keypoints = self.keypoints[~hidden]
-        for polygon, color in parts:
-            fill_polygon(self.image, polygon, color)
+    def _draw(self, parts: Parts, keypoints: FloatArray) -> None:
+        for polygons, levels in parts:
+            fill_polygons(self.image, polygons, levels)
         self.keypoints = np.concatenate((self.keypoints, keypoints))
 
-    def reserve(self, outline: FloatArray) -> None:
-        """Keep later shapes that ask `is_free` away from this outline."""
-        corners = [np.rint(outline).astype(np.int32)]
-        gap = max(1, round(2 * self.config.gap_fraction * self.unit))
-        cv2.fillPoly(self.occupied, corners, 255)
-        cv2.polylines(self.occupied, corners, True, 255, gap)
+    def draw_edges(self, edges: Iterable[FloatArray]) -> None:
+        """Lines of one colour along edges (K, 2) of a shape; its corners stay where they are."""
+        color = self.color()
+        thickness = max(1, round(self.rng.uniform(0.003, 0.012) * self.unit))
+        for edge in edges:
+            ends = _fixed_point(edge)
+            cv2.polylines(self.image, [ends], False, color, thickness, cv2.LINE_AA, _SHIFT)
 
     def render(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Blur, reduce, and move the keypoints along."""
         config = self.config
-        image = self.image
-        if config.blur_kernel > 1:
-            image = cv2.GaussianBlur(image, (config.blur_kernel, config.blur_kernel), 0)
+        blurred = cv2.GaussianBlur(self.image, (config.blur_kernel, config.blur_kernel), 0)
         size = (config.width, config.height)
-        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        reduced = cv2.resize(blurred, size, interpolation=cv2.INTER_AREA)
         scale = np.array((config.width / self.width, config.height / self.height))
         keypoints = scale * (self.keypoints + 0.5) - 0.5
         inside = ((keypoints >= 0) & (keypoints <= np.array(size) - 1)).all(axis=1)
-        return image.astype(np.float32) / 255, keypoints[inside].astype(np.float32)
+        image = np.asarray(reduced, np.float32) * np.float32(1 / 255)
+        return image, keypoints[inside].astype(np.float32)
 
 
-def fill_polygon(image: NDArray[np.uint8], polygon: FloatArray, color: float) -> None:
-    """Fill a polygon, anti-aliased, so that its edges lie where its coordinates say.
+def fill_polygons(image: NDArray[np.uint8], polygons: FloatArray, levels: FloatArray) -> None:
+    """Fill polygons one over the other, anti-aliased, with edges where the coordinates say.
 
     OpenCV's anti-aliased fill reaches about two thirds of a pixel beyond the outline; the corners
     are moved inwards by as much before they are drawn.
 
     Args:
         image: uint8 (H, W), drawn into.
-        polygon: (K, 2) corners in order, simple, convex or not.
-        color: gray level, 0..255.
+        polygons: (M, K, 2) corners in order; each polygon simple, convex or not.
+        levels: (M,) gray levels, 0..255.
     """
-    corners = np.rint(_inset(polygon, _SPREAD) * (1 << _SHIFT)).astype(np.int32)
-    cv2.fillPoly(image, [corners], float(color), cv2.LINE_AA, _SHIFT)
+    corners = _fixed_point(_inset(polygons, _SPREAD))
+    for polygon, level in zip(corners, levels.tolist(), strict=True):
+        cv2.fillPoly(image, [polygon], level, cv2.LINE_AA, _SHIFT)
 
 
-def _inset(polygon: FloatArray, distance: float) -> FloatArray:
-    """Move every edge of (..., K, 2) polygons inwards by `distance`.
+def _fixed_point(points: FloatArray) -> NDArray[np.int32]:
+    return np.rint(points * (1 << _SHIFT)).astype(np.int32)
+
+
+def _as_complex(points: FloatArray) -> NDArray[np.complex128]:
+    """(..., 2) points as numbers x + iy, for which turning is multiplying."""
+    return points[..., 0] + 1j * points[..., 1]
+
+
+def _as_points(numbers: NDArray[np.complex128]) -> NDArray[np.float64]:
+    return np.stack((numbers.real, numbers.imag), axis=-1)
+
+
+def _turns(polygon: NDArray[np.complex128], corners: ArrayLike | None = None) -> FloatArray:
+    """How far the outline turns at each corner, in -pi..pi; the angle there is pi - |turn|.
+
+    Args:
+        polygon: (..., K) corners.
+        corners: (..., 1) how many of the K belong to each polygon, those in front; all if None.
+    """
+    count = np.asarray(polygon.shape[-1] if corners is None else corners)
+    place = np.arange(polygon.shape[-1])
+    shape = polygon.shape
+    following = np.take_along_axis(polygon, np.broadcast_to((place + 1) % count, shape), -1)
+    previous = np.take_along_axis(polygon, np.broadcast_to((place - 1) % count, shape), -1)
+    return np.angle((following - polygon) * np.conj(polygon - previous))
+
+
+def _inset(polygons: FloatArray, distance: float) -> FloatArray:
+    """Move every edge of polygons (M, K, 2) inwards by `distance`.
 
     A corner between unit edges a (arriving) and b (leaving) moves by d (b - a) / (a x b), limited
     to 3 d for needle-sharp corners and left alone on straight ones.
     """
-    leaving = np.roll(polygon, -1, axis=-2) - polygon
-    length = np.sqrt((leaving**2).sum(axis=-1, keepdims=True))
-    leaving = leaving / np.maximum(length, 1e-9)
-    arriving = np.roll(leaving, 1, axis=-2)
-    cross = arriving[..., 0] * leaving[..., 1] - arriving[..., 1] * leaving[..., 0]
-    x, y = polygon[..., 0], polygon[..., 1]
-    area = (x * np.roll(y, -1, axis=-1) - y * np.roll(x, -1, axis=-1)).sum(axis=-1)
-    turn = np.sign(area)[..., None] * np.where(np.abs(cross) < 1e-6, np.inf, cross)
-    move = (leaving - arriving) / turn[..., None]
-    reach = np.sqrt((move**2).sum(axis=-1, keepdims=True))
-    return polygon + distance * move * np.minimum(1.0, 3.0 / np.maximum(reach, 1e-9))
+    z = _as_complex(polygons)
+    leaving = np.concatenate((z[:, 1:], z[:, :1]), axis=1) - z
+    area = (np.conj(z) * leaving).imag.sum(axis=1, keepdims=True)
+    leaving /= np.maximum(np.abs(leaving), 1e-9)
+    arriving = np.concatenate((leaving[:, -1:], leaving[:, :-1]), axis=1)
+    cross = (np.conj(arriving) * leaving).imag * np.sign(area)
+    move = (leaving - arriving) / np.where(np.abs(cross) < 1e-6, np.inf, cross)
+    move *= distance * np.minimum(1, 3 / np.maximum(np.abs(move), 1e-9))
+    return _as_points(z + move)
 
 
 def _covered(points: FloatArray, outline: FloatArray, margin: float) -> NDArray[np.bool_]:
@@ -255,8 +335,7 @@ def _covered(points: FloatArray, outline: FloatArray, margin: float) -> NDArray[
     start, end = outline, np.roll(outline, -1, axis=0)
     edge = end - start
     relative = points[:, None] - start  # (N, K, 2)
-    above = points[:, None, 1] < start[:, 1]
-    crosses = above != (points[:, None, 1] < end[:, 1])
+    crosses = (points[:, None, 1] < start[:, 1]) != (points[:, None, 1] < end[:, 1])
     side = edge[:, 0] * relative[..., 1] - edge[:, 1] * relative[..., 0]
     inside = (crosses & ((side > 0) == (edge[:, 1] > 0))).sum(axis=1) % 2 == 1
     along = (relative * edge).sum(axis=-1) / np.maximum((edge**2).sum(axis=-1), 1e-9)
@@ -265,56 +344,35 @@ def _covered(points: FloatArray, outline: FloatArray, margin: float) -> NDArray[
     return inside | (distance <= margin**2)
 
 
-def _smooth_noise(
-    height: int, width: int, scale: float, rng: np.random.Generator
-) -> NDArray[np.float32]:
-    """Noise of mean about 0 and deviation about 1 that varies over `scale` of the height.
-
-    It is made on a coarse grid and enlarged: nothing finer is left after a wide blur anyway.
-    """
-    rows = 2 + round(2 / scale)
-    columns = 2 + round(2 * width / (height * scale))
-    coarse = rng.standard_normal((rows, columns), dtype=np.float32)
-    finer = cv2.resize(coarse, (4 * columns, 4 * rows), interpolation=cv2.INTER_CUBIC)
-    full = cv2.resize(finer, (width, height), interpolation=cv2.INTER_LINEAR)
-    return np.asarray(1.4 * full, np.float32)
+def _strips(ends: FloatArray, thickness: ArrayLike) -> FloatArray:
+    """The outlines (n, 4, 2) of segments (n, 2, 2) of a thickness, cut square at their ends."""
+    z = _as_complex(ends)
+    along = z[:, 1] - z[:, 0]
+    across = 0.5j * np.asarray(thickness) * along / np.maximum(np.abs(along), 1e-9)
+    corners = (z[:, 0] + across, z[:, 1] + across, z[:, 1] - across, z[:, 0] - across)
+    return _as_points(np.stack(corners, axis=1))
 
 
-def _to_gray_levels(values: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Cut to whole numbers in 0..255, clipping."""
-    return np.clip(values, 0, 255).astype(np.uint8)
-
-
-def _strip(ends: FloatArray, thickness: float) -> FloatArray:
-    """The (4, 2) outline of a segment (2, 2) drawn with a thickness, cut square at its ends."""
-    along = ends[1] - ends[0]
-    normal = np.array((-along[1], along[0])) * (0.5 * thickness / max(np.hypot(*along), 1e-9))
-    return np.stack((ends[0] + normal, ends[1] + normal, ends[1] - normal, ends[0] - normal))
-
-
-def _disc(center: FloatArray, axes: FloatArray, angle: float, corners: int = 40) -> FloatArray:
-    """An ellipse as a polygon (corners, 2)."""
-    t = np.linspace(0, 2 * np.pi, corners, endpoint=False)
-    x, y = axes[0] * np.cos(t), axes[1] * np.sin(t)
-    cos, sin = np.cos(angle), np.sin(angle)
-    return np.stack((center[0] + cos * x - sin * y, center[1] + sin * x + cos * y), axis=1)
+def _ellipses(centers: FloatArray, axes: FloatArray, angles: FloatArray) -> FloatArray:
+    """Ellipses as polygons (n, 40, 2), from centres (n, 2), half axes (n, 2), angles (n,)."""
+    t = np.linspace(0, 2 * np.pi, 40, endpoint=False)
+    upright = axes[:, :1] * np.cos(t) + 1j * axes[:, 1:] * np.sin(t)
+    return _as_points(_as_complex(centers)[:, None] + np.exp(1j * angles)[:, None] * upright)
 
 
 def _draw_lines(canvas: _Canvas) -> None:
     """One to nine separate segments, labelled at both ends."""
     rng, unit = canvas.rng, canvas.unit
     count = int(rng.integers(1, 10))
-    size = np.array((canvas.width - 1, canvas.height - 1))
-    segments = rng.uniform(0, 1, (3 * count, 2, 2)) * size
-    for ends in segments:
+    segments = rng.random((3 * count, 2, 2)) * canvas.size
+    long_enough = np.linalg.norm(segments[:, 1] - segments[:, 0], axis=1) > 0.08 * unit
+    segments = segments[long_enough]
+    outlines = _strips(segments, rng.uniform(0.01, 0.02, len(segments)) * unit)
+    for ends, outline in zip(segments, outlines, strict=True):
+        parts = [(outline[None], np.array([canvas.color()]))]
+        count -= canvas.add_separate(outline, parts, ends)
         if count == 0:
             break
-        outline = _strip(ends, rng.uniform(0.01, 0.02) * unit)
-        if np.hypot(*(ends[1] - ends[0])) < 0.08 * unit or not canvas.is_free(outline):
-            continue
-        canvas.add(outline, [(outline, canvas.color())], ends)
-        canvas.reserve(outline)
-        count -= 1
 
 
 def _random_polygons(
@@ -325,41 +383,29 @@ def _random_polygons(
     Corners are placed around a centre, one in each of k equal sectors; corners too close to the
     next one or too flat to be told apart are left out, polygons left with fewer than three too.
     """
-    rng, unit = canvas.rng, canvas.unit
+    rng = canvas.rng
     corners = rng.integers(3, 8, (count, 1))
-    slot = np.arange(7)
-    angle = (slot + rng.random((count, 7))) * (2 * np.pi / corners)
-    radius = np.clip(rng.random((count, 1)) * max_radius, min_radius, None)
-    center = radius + rng.random((count, 2)) * (
-        np.array((canvas.width, canvas.height)) - 1 - 2 * radius
-    )
-    reach = radius * np.clip(rng.random((count, 7)), 0.4, None)
-    points = center[:, None] + reach[..., None] * np.stack((np.cos(angle), np.sin(angle)), axis=-1)
-    keep = slot < corners
-    following = np.take_along_axis(points, ((slot + 1) % corners)[..., None], axis=1) - points
-    keep &= np.hypot(following[..., 0], following[..., 1]) > 0.05 * unit
-    polygons = (polygon[kept] for polygon, kept in zip(points, keep, strict=True))
-    return [p for p in map(_drop_flat_corners, polygons) if len(p) >= 3]
+    place = np.arange(7)
+    angle = (place + rng.random((count, 7))) * (2 * np.pi / corners)
+    radius = np.maximum(rng.random((count, 1)) * max_radius, min_radius)
+    center = radius + rng.random((count, 2)) * (canvas.size - 2 * radius)
+    reach = radius * np.maximum(rng.random((count, 7)), 0.4)
+    z = _as_complex(center)[:, None] + reach * np.exp(1j * angle)
+    gap = np.abs(np.take_along_axis(z, (place + 1) % corners, axis=1) - z)
+    z, corners = _select_corners(z, corners, gap > 0.05 * canvas.unit)
+    z, corners = _select_corners(z, corners, np.abs(_turns(z, corners)) > np.pi / 3)
+    sharp = np.abs(_turns(z, corners)) > 8 * np.pi / 9
+    usable = (corners[:, 0] >= 3) & ~(sharp & (place < corners)).any(axis=1)
+    return [_as_points(z[i, : corners[i, 0]]) for i in np.flatnonzero(usable)]
 
 
-def _drop_flat_corners(polygon: FloatArray) -> FloatArray:
-    """Leave out corners above 120 degrees; nothing is left when one is below 20 degrees."""
-    if len(polygon) < 3:
-        return polygon[:0]
-    angle = _corner_angles(polygon)
-    polygon = polygon[angle < 2 * np.pi / 3]
-    if len(polygon) < 3 or _corner_angles(polygon).min() < np.pi / 9:
-        return polygon[:0]
-    return polygon
-
-
-def _corner_angles(polygon: FloatArray) -> FloatArray:
-    """The (K,) angles between the two edges at each corner, in 0..pi."""
-    leaving = np.roll(polygon, -1, axis=0) - polygon
-    arriving = np.roll(leaving, 1, axis=0)
-    dot = -(leaving * arriving).sum(axis=1)
-    cross = leaving[:, 0] * arriving[:, 1] - leaving[:, 1] * arriving[:, 0]
-    return np.arctan2(np.abs(cross), dot)
+def _select_corners(
+    z: NDArray[np.complex128], corners: NDArray[np.int64], keep: NDArray[np.bool_]
+) -> tuple[NDArray[np.complex128], NDArray[np.int64]]:
+    """Move the corners (n, K) to keep to the front; the new (n, 1) counts, at least 1."""
+    keep = keep & (np.arange(z.shape[1]) < corners)
+    order = np.argsort(~keep, axis=1, kind="stable")
+    return np.take_along_axis(z, order, axis=1), np.maximum(keep.sum(axis=1, keepdims=True), 1)
 
 
 def _draw_polygon(canvas: _Canvas) -> None:
@@ -367,38 +413,39 @@ def _draw_polygon(canvas: _Canvas) -> None:
     found: list[FloatArray] = []
     while not found:
         found = _random_polygons(4, canvas.unit / 10, canvas.unit / 2, canvas)
-    canvas.add(found[0], [(found[0], canvas.color())], found[0])
+    canvas.add(found[0], [(found[0][None], canvas.colors(1))], found[0])
 
 
 def _draw_multiple_polygons(canvas: _Canvas) -> None:
     """Up to thirty textured polygons, apart from each other unless overlaps are drawn."""
     config, rng, unit = canvas.config, canvas.rng, canvas.unit
     overlap = rng.random() < config.overlap_probability
-    gain = np.zeros_like(canvas.image)
-    for polygon in _random_polygons(30, unit / 10, unit / 4, canvas):
-        if not overlap and not canvas.is_free(polygon):
+    strength = np.zeros_like(canvas.image)  # of the texture, in tenths of a gray level
+    candidates = (8, 0.35 * unit) if overlap else (30, 0.25 * unit)
+    for polygon in _random_polygons(candidates[0], 0.1 * unit, candidates[1], canvas):
+        color = canvas.color_over(polygon) if overlap else canvas.color()
+        if color is None:
             continue
-        canvas.add(polygon, [(polygon, canvas.color())], polygon)
-        canvas.reserve(polygon)
-        fill_polygon(gain, polygon, 10 * rng.uniform(*config.texture_contrast))
-    texture = _smooth_noise(canvas.height, canvas.width, rng.uniform(0.06, 0.12), rng)
-    canvas.image = _to_gray_levels(canvas.image + 0.1 * gain * texture)
+        parts = [(polygon[None], np.array([color]))]
+        if overlap:
+            canvas.add(polygon, parts, polygon)
+        elif not canvas.add_separate(polygon, parts, polygon):
+            continue
+        fill_polygons(strength, polygon[None], 10 * rng.uniform(*config.texture_contrast, 1))
+    texture = canvas.enlarge(canvas.smooth_noise(0.05, 0.1))
+    change = cv2.multiply(texture, strength, scale=0.1, dtype=cv2.CV_32F)
+    canvas.image = np.asarray(cv2.add(canvas.image, change, dtype=cv2.CV_8U), np.uint8)
 
 
 def _draw_ellipses(canvas: _Canvas) -> None:
     """Up to twenty separate ellipses: edges, and nothing to label."""
-    rng, unit = canvas.rng, canvas.unit
+    rng = canvas.rng
     count = int(rng.integers(1, 21))
-    axes = np.clip(rng.random((count, 2)) / 4, 0.03, None) * unit
+    axes = np.maximum(rng.random((count, 2)) / 4, 0.03) * canvas.unit
     margin = axes.max(axis=1, keepdims=True)
-    size = np.array((canvas.width, canvas.height)) - 1
-    centers = margin + rng.random((count, 2)) * (size - 2 * margin)
-    angles = rng.uniform(0, np.pi, count)
-    for center, axis, angle in zip(centers, axes, angles, strict=True):
-        outline = _disc(center, axis, angle)
-        if canvas.is_free(outline):
-            canvas.add(outline, [(outline, canvas.color())], outline[:0])
-            canvas.reserve(outline)
+    centers = margin + rng.random((count, 2)) * (canvas.size - 2 * margin)
+    for outline in _ellipses(centers, axes, rng.uniform(0, np.pi, count)):
+        canvas.add_separate(outline, [(outline[None], canvas.colors(1))], outline[:0])
 
 
 def _draw_star(canvas: _Canvas) -> None:
@@ -407,15 +454,19 @@ def _draw_star(canvas: _Canvas) -> None:
     branches = int(rng.integers(3, 6))
     thickness = rng.uniform(0.01, 0.02) * unit
     radius = max(rng.random() / 2, 0.2) * unit
-    size = np.array((canvas.width, canvas.height)) - 1
-    center = radius + rng.random(2) * (size - 2 * radius)
+    center = radius + rng.random(2) * (canvas.size - 2 * radius)
+    # Neighbouring branches stay at least 0.3 of a sector apart, so that their ends do.
     sector = 2 * np.pi / branches
-    angle = rng.uniform(0, 2 * np.pi) + (np.arange(branches) + 0.7 * rng.random(branches)) * sector
-    reach = radius * rng.uniform(0.4, 1.0, (branches, 1))
-    ends = center + reach * np.stack((np.cos(angle), np.sin(angle)), axis=1)
+    angle = rng.uniform(0, sector) + (np.arange(branches) + 0.7 * rng.random(branches)) * sector
+    reach = radius * rng.uniform(0.4, 1.0, branches)
+    ends = center + _as_points(reach * np.exp(1j * angle))
+    segments = np.stack((np.broadcast_to(center, ends.shape), ends), axis=1)
     color = canvas.color()
-    parts = [(_strip(np.stack((center, end)), thickness), color) for end in ends]
-    parts.append((_disc(center, np.full(2, thickness / 2), 0.0, corners=12), color))
+    hub = _ellipses(center[None], np.full((1, 2), thickness / 2), np.zeros(1))
+    parts = [
+        (_strips(segments, thickness), np.full(branches, color)),
+        (hub, np.array([color])),
+    ]
     canvas.add(ends, parts, np.concatenate((center[None], ends)))
 
 
@@ -423,118 +474,101 @@ def _draw_checkerboard(canvas: _Canvas) -> None:
     """Three to six rows and columns of alternating cells, seen in perspective."""
     rng = canvas.rng
     rows, columns = (int(n) for n in rng.integers(3, 7, 2))
-    cell = min((canvas.width - 1) / columns, (canvas.height - 1) / rows)
+    cell = float((canvas.size / (columns, rows)).min())
     x, y = np.arange(columns + 1) * cell, np.arange(rows + 1) * cell
     jitter = rng.uniform(0.05, 0.2) * max(canvas.height, canvas.width)
     grid = _perspective_grid(x, y, jitter, canvas)
+    first, second = canvas.colors(2)
     parity = np.add.outer(np.arange(rows), np.arange(columns)) % 2
-    first = canvas.color()
-    second = canvas.color(first)
     spread = 0.25 * canvas.config.min_contrast
-    colors = np.where(parity == 0, first, second) + rng.uniform(-spread, spread, parity.shape)
-    _draw_board(grid, colors, canvas)
+    levels = np.where(parity == 0, first, second) + rng.uniform(-spread, spread, parity.shape)
+    _draw_board(grid, np.clip(levels, 0, 255), canvas)
 
 
 def _draw_stripes(canvas: _Canvas) -> None:
     """Five to twelve stripes of uneven width, labelled where their borders end."""
     rng, unit = canvas.rng, canvas.unit
     columns = int(rng.integers(5, 13))
-    width, height = unit * (1 + rng.random(2))
+    width, height = unit * rng.uniform((1.0, 0.7), (2.0, 1.5))
     share = rng.random(columns)
     share = 0.04 + (1 - 0.04 * columns) * share / share.sum()
     x = np.concatenate(([0.0], np.cumsum(share))) * width
     grid = _perspective_grid(x, np.array((0.0, height)), 0.1 * unit, canvas)
-    colors = [canvas.color()]
-    while len(colors) < columns:
-        colors.append(canvas.color(colors[-1]))
-    _draw_board(grid, np.array([colors]), canvas)
+    _draw_board(grid, canvas.colors(columns)[None], canvas)
 
 
 def _perspective_grid(
     x: FloatArray, y: FloatArray, jitter: float, canvas: _Canvas
 ) -> NDArray[np.float64]:
-    """The grid (len(y), len(x), 2) of a board whose four corners are moved by up to `jitter`."""
-    size = np.array((canvas.width - 1, canvas.height - 1))
+    """The grid (len(y), len(x), 2) of a board whose four corners are moved by up to `jitter`.
+
+    Boards that come out folded, with a corner below 36 degrees or with cells too small for their
+    corners to be told apart are drawn again, with a little less jitter.
+    """
     board = np.array((x[-1], y[-1]))
-    square = np.array(((0, 0), (1, 0), (1, 1), (0, 1)), np.float32) * board
-    shift = (size - board) * canvas.rng.uniform(0.25, 0.75, 2)
+    square = np.array(((0, 0), (1, 0), (1, 1), (0, 1))) * board
+    place = square + (canvas.size - board) * canvas.rng.uniform(0.25, 0.75, 2)
     grid = np.stack(np.meshgrid(x, y), axis=-1)
-    smallest = 0.035 * canvas.unit
     while True:
-        moved = square + shift + canvas.rng.uniform(-jitter, jitter, (4, 2))
-        if _corner_angles(moved).min() < np.pi / 5 or not _is_convex(moved):
-            continue
-        matrix = cv2.getPerspectiveTransform(square.astype(np.float32), moved.astype(np.float32))
+        corners = place + canvas.rng.uniform(-jitter, jitter, (4, 2))
+        turns = _turns(_as_complex(corners))
+        matrix = cv2.getPerspectiveTransform(square.astype(np.float32), corners.astype(np.float32))
         warped = np.asarray(cv2.perspectiveTransform(grid, matrix), np.float64)
-        steps = np.concatenate(
-            [np.linalg.norm(np.diff(warped, axis=a), axis=-1).ravel() for a in (0, 1)]
-        )
-        if steps.min() >= smallest:
+        z = _as_complex(warped)
+        smallest = min(np.abs(np.diff(z, axis=0)).min(), np.abs(np.diff(z, axis=1)).min())
+        if turns.min() > 0 and turns.max() < 0.8 * np.pi and smallest >= 0.035 * canvas.unit:
             return warped
-        jitter *= 0.9
+        jitter *= 0.95
 
 
-def _is_convex(polygon: FloatArray) -> bool:
-    edge = np.roll(polygon, -1, axis=0) - polygon
-    following = np.roll(edge, -1, axis=0)
-    cross = edge[:, 0] * following[:, 1] - edge[:, 1] * following[:, 0]
-    return bool((cross > 0).all() or (cross < 0).all())
-
-
-def _draw_board(grid: FloatArray, colors: FloatArray, canvas: _Canvas) -> None:
-    """Draw the cells of a grid (R+1, C+1, 2) in colors (R, C); every grid point is a label.
+def _draw_board(grid: FloatArray, levels: FloatArray, canvas: _Canvas) -> None:
+    """Draw the cells of a grid (R+1, C+1, 2) at levels (R, C); every grid point is a label.
 
     The whole board is filled first, so that no background shows in the seams between cells.
     """
     outline = np.stack((grid[0, 0], grid[0, -1], grid[-1, -1], grid[-1, 0]))
     cells = np.stack((grid[:-1, :-1], grid[:-1, 1:], grid[1:, 1:], grid[1:, :-1]), axis=2)
-    parts = [(outline, float(colors.mean()))]
-    parts += list(zip(cells.reshape(-1, 4, 2), np.clip(colors, 0, 255).ravel(), strict=True))
+    parts = [
+        (outline[None], np.array([levels.mean()])),
+        (cells.reshape(-1, 4, 2), levels.ravel()),
+    ]
     canvas.add(outline, parts, grid.reshape(-1, 2))
     if canvas.rng.random() < canvas.config.edge_line_probability:
-        lines = [*grid, *np.swapaxes(grid, 0, 1)]
-        _draw_edges([line[[0, -1]] for line in lines], canvas)
-
-
-def _draw_edges(edges: Sequence[FloatArray], canvas: _Canvas) -> None:
-    """Lines of one colour along the edges of a shape, which leave its corners where they are."""
-    color = canvas.color()
-    thickness = max(1, round(canvas.rng.uniform(0.003, 0.012) * canvas.unit))
-    for edge in edges:
-        ends = np.rint(edge * (1 << _SHIFT)).astype(np.int32)
-        cv2.polylines(canvas.image, [ends], False, color, thickness, cv2.LINE_AA, _SHIFT)
+        canvas.draw_edges(line[[0, -1]] for line in (*grid, *np.swapaxes(grid, 0, 1)))
 
 
 def _draw_cube(canvas: _Canvas) -> None:
     """A box under three rotations: seven corners seen, the hidden one unlabelled."""
     rng, unit = canvas.rng, canvas.unit
-    bits = np.stack(np.meshgrid((0, 1), (0, 1), (0, 1), indexing="ij"), axis=-1).reshape(8, 3)
-    while True:
+    sharpest = 0.0
+    while sharpest < np.pi / 9:
         sides = unit * (0.2 + rng.random(3) * 2 / 3) * rng.uniform(0.4, 1.0)
-        corners = (bits - 0.5) * sides @ _rotation(rng.uniform(0.1, 0.4, 3) * np.pi).T
+        rotation = _rotation(rng.uniform(0.1, 0.4, 3) * np.pi)
+        corners = (_BOX - 0.5) * sides @ rotation.T
         nearest = int(corners[:, 2].argmax())
-        flat = corners[:, :2]
-        faces = [_face(nearest, axis) for axis in range(3)]
-        if min(_corner_angles(flat[face]).min() for face in faces) > np.pi / 9:
-            break
-    size = np.array((canvas.width, canvas.height)) - 1
-    flat = flat + size * rng.uniform(0.3, 0.7, 2)
-    seen = np.delete(np.arange(8), 7 - nearest)
-    colors: list[float] = []
-    while len(colors) < 3:
-        colors.append(canvas.color(*colors))
+        faces = _box_faces(nearest)
+        sharpest = np.pi - np.abs(_turns(_as_complex(corners[faces, :2]))).max()
+    flat = corners[:, :2] + canvas.size * rng.uniform(0.3, 0.7, 2)
+    # The three faces around the nearest corner show every corner but the one opposite to it.
+    seen = np.arange(8) != 7 - nearest
     hull = cv2.convexHull(flat.astype(np.float32))[:, 0].astype(np.float64)
-    parts = [(hull, float(np.mean(colors)))]
-    parts += [(flat[face], color) for face, color in zip(faces, colors, strict=True)]
+    levels = [canvas.color()]
+    levels.append(canvas.color(*levels))
+    levels.append(canvas.color(*levels))
+    parts = [(hull[None], np.array([np.mean(levels)])), (flat[faces], np.array(levels))]
     canvas.add(hull, parts, flat[seen])
     if rng.random() < canvas.config.edge_line_probability:
-        _draw_edges([flat[[*face, face[0]]] for face in faces], canvas)
+        canvas.draw_edges(flat[[*face, face[0]]] for face in faces)
 
 
-def _face(corner: int, axis: int) -> list[int]:
-    """The four corners, in order, of the box face through `corner` across `axis`."""
-    first, second = (1 << (2 - other) for other in range(3) if other != axis)
-    return [corner, corner ^ first, corner ^ first ^ second, corner ^ second]
+_BOX = np.stack(np.meshgrid((0, 1), (0, 1), (0, 1), indexing="ij"), axis=-1).reshape(8, 3)
+
+
+def _box_faces(corner: int) -> NDArray[np.int64]:
+    """The corners (3, 4), in order, of the three box faces that meet in `corner`."""
+    pairs = np.array(((1, 2), (1, 4), (2, 4)))
+    first, second = pairs[:, 0], pairs[:, 1]
+    return corner ^ np.stack((0 * first, first, first | second, second), axis=1)
 
 
 def _rotation(angles: FloatArray) -> NDArray[np.float64]:
@@ -549,12 +583,15 @@ def _rotation(angles: FloatArray) -> NDArray[np.float64]:
 def _draw_gaussian_noise(canvas: _Canvas) -> None:
     """Nothing but noise: the detector has to stay silent.
 
-    Uniform noise, which blur and reduction turn into nearly Gaussian noise.
+    Uniform noise, which blur and reduction turn into nearly Gaussian noise; it is stronger in some
+    places than in others.
     """
-    noise = canvas.rng.integers(0, 256, canvas.image.shape, dtype=np.uint8)
-    contrast = canvas.rng.uniform(*canvas.config.noise_contrast)
-    level = canvas.background - contrast * (canvas.background - 128)
-    canvas.image = _to_gray_levels(noise * np.float32(contrast) + (level - 127.5 * contrast))
+    noise = canvas.rng.integers(0, 256, canvas.image.shape, dtype=np.uint8) - np.float32(127.5)
+    place = canvas.smooth_noise(0.15, 0.5)
+    low, high = np.log(canvas.config.noise_contrast)
+    place = low + (place - place.min()) * ((high - low) / np.ptp(place))
+    noise *= canvas.enlarge(np.exp(place, dtype=np.float32))
+    canvas.image = np.clip(canvas.image + noise, 0, 255).astype(np.uint8)
 
 
 _DRAWERS: dict[str, Callable[[_Canvas], None]] = {
