@@ -14,9 +14,9 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, make_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import tyro
 from tyro.conf import Positional
@@ -243,20 +243,21 @@ def _train(arguments: Sequence[str]) -> int:
     from superpoint_lib.paths import runs_dir
     from superpoint_lib.training import TrainConfig, train
 
-    base = _train_config(start)
-
-    def options(
-        start: TrainStart = start, run: TrainRun = TrainRun(), config: TrainConfig = base
-    ) -> tuple[TrainRun, TrainConfig]:
-        """Train a detector, or a detector with descriptors."""
-        return run, config
-
-    # The annotations are strings in this module; tyro needs the class itself.
-    options.__annotations__["config"] = TrainConfig
-    run, config = _parse(options, "train", arguments)
+    # Built here because the defaults depend on the recipe, and to import training only now.
+    options_class: type[Any] = make_dataclass(
+        "Options",
+        [
+            ("start", TrainStart, start),
+            ("run", TrainRun, TrainRun()),
+            ("config", TrainConfig, _train_config(start)),
+        ],
+        frozen=True,
+    )
+    options_class.__doc__ = "Train a detector, or a detector with descriptors."
+    options = _parse(options_class, "train", arguments)
     name = start.recipe or start.stage or "custom"
-    run_dir = run.run_dir or runs_dir() / "train" / name
-    result = train(config, run_dir, resume=run.resume)
+    run_dir = options.run.run_dir or runs_dir() / "train" / name
+    result = train(options.config, run_dir, resume=options.run.resume)
     for skipped in result.skipped:
         print(f"left out: {skipped}", file=sys.stderr)
     print(f"weights: {result.weights_path}")
@@ -279,8 +280,6 @@ def _train_start(arguments: Sequence[str]) -> TrainStart:
 
 def _train_config(start: TrainStart) -> TrainConfig:
     """The recipe, with what the profile sets for the stage laid over it."""
-    from dataclasses import fields
-
     from superpoint_lib.config import replace
     from superpoint_lib.training import RECIPES, TrainConfig
 

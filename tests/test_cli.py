@@ -1,8 +1,8 @@
 """The command line, as a user meets it: exit statuses, one-line errors, files written."""
 
+import os
 import subprocess
 import sys
-import time
 
 import cv2
 import numpy as np
@@ -56,10 +56,13 @@ def fails(arguments, capsys, status=1):
 
 
 def test_help_is_quick_and_names_every_command():
-    started = time.monotonic()
     command = [sys.executable, "-m", "superpoint_lib.cli", "--help"]
+    before = os.times()
     result = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert time.monotonic() - started < 2
+    after = os.times()
+    # Processor time, which other work on the machine does not change.
+    used = after.children_user + after.children_system
+    assert used - before.children_user - before.children_system < 2
     for name in COMMANDS:
         assert f"\n  {name} " in result.stdout
 
@@ -83,11 +86,11 @@ def test_wrong_usage_is_one_line_and_status_2(capsys):
     assert main([]) == 2
 
 
-def test_failures_are_one_line_and_status_1(project, tmp_path, capsys):
+def test_failures_are_one_line_and_status_1(project, weights, capsys):
     assert "unknown profile 'slow'" in fails(["run", "--profile", "slow"], capsys)
-    missing = fails(["match", "a.png", "b.png"], capsys)
-    assert "a.png" in missing
-    assert "no folder" in fails(["adapt", "--images", "nowhere"], capsys)
+    assert "a.png" in fails(["match", "a.png", "b.png"], capsys)
+    detector = ["--weights", weights["MagicPoint"]]
+    assert "no folder nowhere" in fails(["adapt", "--images", "nowhere", *detector], capsys)
     assert "nowhere" in fails(["extract", "nowhere"], capsys)
     assert "nowhere" in fails(["evaluate", "sift", "--data", "nowhere"], capsys)
     assert "unwritten" in fails(["export", "--weights", "unwritten"], capsys)
