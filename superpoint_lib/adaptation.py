@@ -158,13 +158,16 @@ def adaptation_homographies(
     return np.concatenate([np.eye(3)[None], drawn])
 
 
-def use_bfloat16(precision: Precision, device: torch.device) -> bool:
-    """Whether inference at this precision on this device runs under bfloat16 autocast."""
-    if precision == "auto":
-        if device.type == "cuda":
-            return torch.cuda.is_bf16_supported()
-        return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-    return precision == "bf16"
+def _use_bfloat16(precision: Precision, device: torch.device) -> bool:
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # Emulated bfloat16 convolutions are slower than float32 ones.
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return device.type == "cpu" and any(
+        getattr(torch.cpu, check, lambda: False)() for check in checks
+    )
 
 
 def _observed_area(homographies: Tensor, height: int, width: int, border: int) -> Tensor:
@@ -179,7 +182,7 @@ def _observed_area(homographies: Tensor, height: int, width: int, border: int) -
     inner[border : height - border, border : width - border] = True
     identity = torch.eye(3, dtype=homographies.dtype, device=homographies.device)
     is_identity = (homographies - identity).abs().amax((1, 2)) < 1e-12
-    return (observed & (inner | is_identity[:, None, None])).float()
+    return ((observed & inner) | is_identity[:, None, None]).float()
 
 
 def adapt_heatmap(
@@ -259,7 +262,7 @@ def _observe(
         torch.autocast(
             images.device.type,
             dtype=torch.bfloat16,
-            enabled=use_bfloat16(config.precision, images.device),
+            enabled=_use_bfloat16(config.precision, images.device),
         ),
     ):
         logits = model(warped)["logits"]
