@@ -268,6 +268,36 @@ def render_keypoints(
     return canvas
 
 
+def render_heatmap(image: Array, heatmap: Array, exponent: float = 0.5) -> NDArray[np.uint8]:
+    """Lay a detection heatmap over an image, fast; the colours are those of :func:`plot_heatmap`.
+
+    Args:
+        image: (H, W) or (H, W, 3), see :func:`to_rgb`; darkened to half.
+        heatmap: (H, W), non-negative.
+        exponent: shown is (heatmap / its maximum) ** exponent.
+
+    Returns:
+        uint8 (H, W, 3) RGB.
+
+    Raises:
+        ValueError: image and heatmap of different sizes.
+    """
+    dark, values = to_rgb(image) // 2, _numpy(heatmap).astype(np.float32)
+    if values.shape != dark.shape[:2]:
+        raise ValueError(f"image of {dark.shape[:2]} pixels, but heatmap of shape {values.shape}")
+    shown, alpha = _heat(values, float(values.max(initial=0.0)), exponent)
+    colors = cv2.applyColorMap((255 * shown).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
+    return (dark + alpha[..., None] * (colors.astype(np.float32) - dark)).astype(np.uint8)
+
+
+def _heat(
+    values: NDArray[Any], highest: float, exponent: float
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """What a heatmap shows: its values in [0, 1] and their opacity."""
+    shown = np.clip(values / (highest or 1.0), 0.0, 1.0) ** exponent
+    return shown, np.minimum(2.0 * shown, 1.0)
+
+
 def render_matches(
     image0: Array,
     image1: Array,
@@ -573,7 +603,7 @@ def plot_heatmap(
     norm = matplotlib.colors.PowerNorm(exponent, 0.0, highest)
     shown = None
     for ax, heatmap in zip(axes, maps, strict=True):
-        alpha = np.clip(2.0 * (np.maximum(heatmap, 0.0) / highest) ** exponent, 0.0, 1.0)
+        _, alpha = _heat(heatmap, highest, exponent)
         shown = ax.imshow(heatmap, cmap="inferno", norm=norm, alpha=alpha)
     if shown is not None:
         solid = matplotlib.cm.ScalarMappable(norm, "inferno")
@@ -1151,7 +1181,10 @@ def plot_hinge_loss(
     """
     similarity = np.linspace(-1.0, 1.0, 201)
     figure = new_figure(width, height)
-    first, second, bars = figure.subplots(1, 3, width_ratios=[1.2, 1.2, 1.0])
+    # Fixed margins: laying out anew would double the time, and widgets draw this figure often.
+    figure.set_layout_engine("none")
+    margins = {"left": 0.07, "right": 0.99, "bottom": 0.2, "top": 0.89, "wspace": 0.22}
+    first, second, bars = figure.subplots(1, 3, width_ratios=[1.2, 1.2, 1.0], gridspec_kw=margins)
     totals = []
     for ax, color, at, count, sign, margin, weight, title in (
         (
@@ -1170,6 +1203,8 @@ def plot_hinge_loss(
         ax.plot(similarity, weight * np.maximum(0.0, sign * (similarity - margin)), color=color)
         ax.plot([at], [here], "o", color="black", ms=7, zorder=3)
         ax.set_xlim(-1.05, 1.05)
+        ax.set_xticks([-1, 0, 1])
+        ax.locator_params(axis="y", nbins=3)
         _finish_chart(ax, "similarity d·d'", "cost" if ax is first else "", title)
         totals.append(count * here / cells)
     bars.bar([0, 1], totals, color=[CORRECT, WRONG], width=0.6)

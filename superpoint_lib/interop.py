@@ -1,0 +1,339 @@
+"""Bridges to other libraries: OpenCV keypoints and matches, kornia, ONNX, video files.
+
+kornia and onnx are imported only where they are used. Conversions keep coordinates as they are:
+OpenCV, kornia and this library all count pixel centres at integers, as (x, y).
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from superpoint_lib.extraction import Features
+
+CELL = 8
+KEYPOINT_SIZE = float(CELL)
+"""Diameter in pixels that a keypoint is given where another library asks for one: a cell's side."""
+
+KorniaMatching = Literal["nn", "mnn", "snn", "smnn"]
+
+
+# OpenCV -------------------------------------------------------------------------------------------
+
+
+def to_opencv_keypoints(features: Features, size: float = KEYPOINT_SIZE) -> list[cv2.KeyPoint]:
+    """Convert keypoints to OpenCV's.
+
+    The descriptors need no conversion: ``features.descriptors.numpy()`` is what ``cv2.BFMatcher``
+    takes (with ``cv2.NORM_L2``).
+
+    Args:
+        features: N keypoints, N may be 0.
+        size: diameter in pixels written into each keypoint.
+
+    Returns:
+        N ``cv2.KeyPoint`` in the same order: (x, y), the score as ``response``, no angle (-1).
+    """
+    points, scores = _array(features.keypoints), _array(features.keypoint_scores)
+    return [
+        cv2.KeyPoint(float(x), float(y), size, -1.0, float(score))
+        for (x, y), score in zip(points, scores, strict=True)
+    ]
+
+
+def from_opencv_keypoints(
+    keypoints: Sequence[cv2.KeyPoint],
+    descriptors: NDArray[Any] | None = None,
+    image_size: tuple[int, int] = (0, 0),
+) -> Features:
+    """Convert OpenCV keypoints to features, so that ``match`` and the evaluation take them.
+
+    Args:
+        keypoints: N OpenCV keypoints, N may be 0.
+        descriptors: (N, D) numbers as OpenCV's extractors return them, or None; floats are scaled
+            to unit length (a zero descriptor stays zero), uint8 ones are kept (binary strings).
+        image_size: (height, width) of the image they were found in.
+
+    Returns:
+        Features with the highest response first (equal ones keep their order).
+
+    Raises:
+        ValueError: the number of descriptors is not that of the keypoints.
+    """
+    points = np.array([keypoint.pt for keypoint in keypoints], np.float32).reshape(-1, 2)
+    scores = np.array([keypoint.response for keypoint in keypoints], np.float32)
+    order = np.argsort(-scores, kind="stable")
+    rows = None
+    if descriptors is not None:
+        if len(descriptors) != len(points):
+            raise ValueError(f"{len(points)} keypoints but {len(descriptors)} descriptors")
+        rows = torch.from_numpy(np.ascontiguousarray(descriptors[order]))
+        if rows.is_floating_point():
+            rows = nn.functional.normalize(rows, dim=1)
+    return Features(
+        torch.from_numpy(points[order]), torch.from_numpy(scores[order]), rows, image_size
+    )
+
+
+def to_opencv_matches(
+    matches: Tensor | NDArray[Any], similarity: Tensor | NDArray[Any]
+) -> list[cv2.DMatch]:
+    """Convert matches to OpenCV's, with image 0 as the query and image 1 as the train image.
+
+    Args:
+        matches: (M, 2) indices, M may be 0.
+        similarity: (M,) dot products s of unit descriptors.
+
+    Returns:
+        M ``cv2.DMatch``; ``distance`` is the Euclidean one, sqrt(2 - 2 s).
+    """
+    pairs = _array(matches).reshape(-1, 2)
+    distances = np.sqrt(np.maximum(2.0 - 2.0 * _array(similarity).astype(np.float64), 0.0))
+    return [
+        cv2.DMatch(int(i), int(j), float(d)) for (i, j), d in zip(pairs, distances, strict=True)
+    ]
+
+
+def from_opencv_matches(matches: Sequence[cv2.DMatch]) -> tuple[Tensor, Tensor]:
+    """Convert OpenCV matches of unit descriptors under ``cv2.NORM_L2``.
+
+    Args:
+        matches: M OpenCV matches, M may be 0.
+
+    Returns:
+        matches (M, 2) int64 and similarity (M,) float32, s = 1 - distance^2 / 2.
+    """
+    pairs = np.array([(m.queryIdx, m.trainIdx) for m in matches], np.int64).reshape(-1, 2)
+    distances = np.array([m.distance for m in matches], np.float32)
+    return torch.from_numpy(pairs), torch.from_numpy(1.0 - 0.5 * distances**2)
+
+
+# kornia -------------------------------------------------------------------------------------------
+
+
+def to_kornia_lafs(
+    features: Features, scale: float = KEYPOINT_SIZE, orientation: float = 0.0
+) -> Tensor:
+    """Convert keypoints to kornia's local affine frames.
+
+    Args:
+        features: N keypoints, N may be 0.
+        scale: of every frame, in pixels.
+        orientation: of every frame, in degrees.
+
+    Returns:
+        (1, N, 2, 3) as made by ``kornia.feature.laf_from_center_scale_ori``.
+    """
+    from kornia.feature import laf_from_center_scale_ori
+
+    points = features.keypoints[None]
+    count = points.shape[1]
+    return laf_from_center_scale_ori(
+        points,
+        points.new_full((1, count, 1, 1), scale),
+        points.new_full((1, count, 1), orientation),
+    )
+
+
+def match_kornia(
+    features0: Features,
+    features1: Features,
+    method: KorniaMatching = "smnn",
+    threshold: float = 0.95,
+) -> tuple[Tensor, Tensor]:
+    """Match descriptors with ``kornia.feature.DescriptorMatcher``.
+
+    Args:
+        features0: with descriptors (N0, D); N0 may be 0.
+        features1: with descriptors (N1, D).
+        method: "nn" nearest neighbour, "mnn" mutual, "snn" with a test on the ratio to the second
+            nearest, "smnn" both.
+        threshold: largest ratio accepted by "snn" and "smnn".
+
+    Returns:
+        matches (M, 2) int64, and (M,) kornia's distances: Euclidean for "nn" and "mnn", the ratio
+        of the two smallest for "snn" and "smnn" (the larger of both directions).
+
+    Raises:
+        ValueError: features without descriptors.
+    """
+    from kornia.feature import DescriptorMatcher
+
+    if features0.descriptors is None or features1.descriptors is None:
+        raise ValueError(
+            "matching needs descriptors: extract with a SuperPoint, a MagicPoint has none"
+        )
+    matcher = DescriptorMatcher(method, threshold)
+    distances, matches = matcher(features0.descriptors, features1.descriptors)
+    return matches.reshape(-1, 2).long(), distances.reshape(-1)
+
+
+# ONNX ---------------------------------------------------------------------------------------------
+
+
+class _TupleOutputs(nn.Module):
+    """The same network with a tuple instead of a dict, which is what ONNX has."""
+
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.model = model
+        self.names = tuple(names)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        maps = self.model(images)
+        return tuple(maps[name] for name in self.names)
+
+
+def export_onnx(
+    model: nn.Module,
+    path: str | Path,
+    height: int | None = None,
+    width: int | None = None,
+) -> Path:
+    """Write the network as an ONNX file.
+
+    The file holds what ``model(images)`` computes, in evaluation mode: input "images" (B, 1, H, W),
+    and outputs "logits" and, for a SuperPoint, "descriptors". The batch size stays free; so do
+    height and width unless given. What follows the network (softmax, non-maximum suppression,
+    sampling of the descriptors) is a few lines of numpy, or this library::
+
+        session = onnxruntime.InferenceSession("superpoint.onnx")
+        logits, descriptors = session.run(None, {"images": image[None, None]})
+        maps = {"logits": torch.from_numpy(logits), "descriptors": torch.from_numpy(descriptors)}
+
+    Shown in notebook 08.
+
+    Args:
+        model: a SuperPoint or MagicPoint; its mode and device are left as they are.
+        path: the file to write; its folder is made.
+        height: fixes the height in pixels, a multiple of 8; None leaves it free.
+        width: likewise.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: a size that is not a multiple of 8.
+        ImportError: onnx or onnxscript is not installed.
+    """
+    for name, value in (("height", height), ("width", width)):
+        if value is not None and (value <= 0 or value % CELL):
+            raise ValueError(f"{name} {value} is not a positive multiple of {CELL}")
+    _need_onnx()
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    model = copy.deepcopy(model).eval()
+    # Sizes that are no special case (neither 1 nor equal), so that the exporter keeps them free.
+    example = next(model.parameters()).new_zeros((2, 1, height or 5 * CELL, width or 7 * CELL))
+    free: dict[int, Any] = {0: torch.export.Dim("batch")}
+    if height is None:
+        free[2] = CELL * torch.export.Dim("height_cells")
+    if width is None:
+        free[3] = CELL * torch.export.Dim("width_cells")
+    with torch.inference_mode():
+        names = list(model(example))
+    with _quiet():
+        program = torch.onnx.export(
+            _TupleOutputs(model, names),
+            (example,),
+            input_names=["images"],
+            output_names=names,
+            dynamic_shapes=(free,),
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    program.save(str(path), external_data=False)
+    return path
+
+
+def _need_onnx() -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"{error.name} is not installed; the ONNX export needs it: pip install onnx onnxscript"
+        ) from error
+
+
+class _quiet(warnings.catch_warnings):
+    """Without the exporter's notes on its own progress and deprecations."""
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        warnings.simplefilter("ignore")
+        self.level = logging.getLogger("torch.onnx").level
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+
+    def __exit__(self, *error: Any) -> None:
+        logging.getLogger("torch.onnx").setLevel(self.level)
+        super().__exit__(*error)
+
+
+# Video --------------------------------------------------------------------------------------------
+
+
+def read_video(
+    path: str | Path, step: int = 1, max_frames: int | None = None
+) -> Iterator[NDArray[np.uint8]]:
+    """Read the frames of a video file, one at a time.
+
+    Args:
+        path: a file that OpenCV can decode.
+        step: take every ``step``-th frame, from the first one on.
+        max_frames: stop after this many taken frames; None reads to the end.
+
+    Yields:
+        uint8 (H, W, 3) RGB, ready for ``extract``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds no frame that OpenCV can decode, or ``step`` is below 1. Raised
+            at the call, not at the first frame.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such video file")
+    if step < 1:
+        raise ValueError(f"step must be at least 1, got {step}")
+    capture = cv2.VideoCapture(str(path))
+    if not capture.grab():
+        capture.release()
+        raise ValueError(
+            f"{path}: OpenCV can decode no frame of it; convert it, e.g. to .mp4 with H.264"
+        )
+    return _frames(capture, step, max_frames)
+
+
+def _frames(
+    capture: cv2.VideoCapture, step: int, max_frames: int | None
+) -> Iterator[NDArray[np.uint8]]:
+    index, taken = 0, 0
+    try:
+        while max_frames is None or taken < max_frames:
+            if index % step == 0:
+                decoded, frame = capture.retrieve()
+                if not decoded:
+                    return
+                yield np.ascontiguousarray(frame[..., ::-1])
+                taken += 1
+            if not capture.grab():
+                return
+            index += 1
+    finally:
+        capture.release()
+
+
+def _array(values: Tensor | NDArray[Any]) -> NDArray[Any]:
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)

@@ -1,0 +1,180 @@
+"""Conversions to and from OpenCV and kornia, the ONNX file against the network, and video."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from superpoint_lib import interop
+from superpoint_lib.extraction import Features, match
+from superpoint_lib.model import MagicPoint, ModelConfig, SuperPoint
+
+SMALL = ModelConfig(channels=(4, 4, 8, 8), head_channels=8, descriptor_dim=16)
+
+
+def features_of(count: int, seed: int = 0) -> Features:
+    generator = torch.Generator().manual_seed(seed)
+    keypoints = 50 * torch.rand((count, 2), generator=generator)
+    scores = torch.rand(count, generator=generator).sort(descending=True).values
+    descriptors = torch.randn((count, 16), generator=generator)
+    return Features(keypoints, scores, nn.functional.normalize(descriptors, dim=1), (60, 80))
+
+
+def test_opencv_keypoints_there_and_back():
+    features = features_of(5)
+    keypoints = interop.to_opencv_keypoints(features)
+    assert keypoints[2].pt == pytest.approx(features.keypoints[2].tolist())
+    assert keypoints[2].response == pytest.approx(float(features.keypoint_scores[2]))
+    assert (keypoints[0].size, keypoints[0].angle) == (8.0, -1.0)
+    back = interop.from_opencv_keypoints(keypoints, features.descriptors.numpy(), (60, 80))
+    torch.testing.assert_close(back.keypoints, features.keypoints)
+    torch.testing.assert_close(back.keypoint_scores, features.keypoint_scores)
+    torch.testing.assert_close(back.descriptors, features.descriptors)
+    assert back.image_size == (60, 80)
+
+
+def test_from_opencv_keypoints_sorts_and_normalises():
+    keypoints = [cv2.KeyPoint(x, 2 * x, 8, -1, r) for x, r in ((1.0, 0.2), (2.0, 0.9), (3.0, 0.2))]
+    descriptors = np.array([[3.0, 4.0], [0.0, 2.0], [0.0, 0.0]], np.float32)
+    features = interop.from_opencv_keypoints(keypoints, descriptors)
+    assert features.keypoints.tolist() == [[2, 4], [1, 2], [3, 6]]
+    np.testing.assert_allclose(features.descriptors, [[0, 1], [0.6, 0.8], [0, 0]])
+    binary = interop.from_opencv_keypoints(keypoints, np.eye(3, 4, dtype=np.uint8))
+    assert binary.descriptors.dtype == torch.uint8
+    with pytest.raises(ValueError, match="3 keypoints but 2 descriptors"):
+        interop.from_opencv_keypoints(keypoints, descriptors[:2])
+
+
+def test_nothing_stays_nothing():
+    empty = features_of(0)
+    assert interop.to_opencv_keypoints(empty) == []
+    assert len(interop.from_opencv_keypoints([], np.zeros((0, 16), np.float32))) == 0
+    assert interop.to_opencv_matches(torch.zeros((0, 2), dtype=torch.int64), torch.zeros(0)) == []
+    pairs, similarity = interop.from_opencv_matches(())
+    assert pairs.shape == (0, 2) and similarity.shape == (0,)
+    assert interop.to_kornia_lafs(empty).shape == (1, 0, 2, 3)
+    matches, distances = interop.match_kornia(empty, features_of(4))
+    assert matches.shape == (0, 2) and distances.shape == (0,)
+
+
+def test_opencv_matches_there_and_back():
+    pairs, similarity = torch.tensor([[0, 3], [2, 1]]), torch.tensor([1.0, 0.5])
+    converted = interop.to_opencv_matches(pairs, similarity)
+    assert [(m.queryIdx, m.trainIdx) for m in converted] == [(0, 3), (2, 1)]
+    assert [m.distance for m in converted] == pytest.approx([0.0, 1.0])
+    back, again = interop.from_opencv_matches(converted)
+    assert back.tolist() == pairs.tolist() and torch.allclose(again, similarity)
+
+
+def test_opencv_and_kornia_find_the_matches_of_this_library():
+    features0, features1 = features_of(30, 1), features_of(40, 2)
+    matches, similarity = match(features0, features1)
+    expected = {(i, j): s for (i, j), s in zip(matches.tolist(), similarity.tolist(), strict=True)}
+    matcher = cv2.BFMatcher(cv2.NORM_L2, crossCheck=True)
+    found = matcher.match(features0.descriptors.numpy(), features1.descriptors.numpy())
+    pairs, values = interop.from_opencv_matches(found)
+    opencv = {(i, j): s for (i, j), s in zip(pairs.tolist(), values.tolist(), strict=True)}
+    assert opencv == pytest.approx(expected, abs=1e-5)
+    pairs, distances = interop.match_kornia(features0, features1, "mnn")
+    assert {tuple(p) for p in pairs.tolist()} == set(expected)
+    assert distances.shape == (len(expected),)
+    strict, _ = interop.match_kornia(features0, features1, "smnn", 0.8)
+    assert {tuple(p) for p in strict.tolist()} < set(expected)
+
+
+def test_match_kornia_needs_descriptors():
+    bare = Features(torch.zeros((1, 2)), torch.ones(1), None, (8, 8))
+    with pytest.raises(ValueError, match="MagicPoint has none"):
+        interop.match_kornia(bare, bare)
+
+
+def test_kornia_lafs_keep_centres_and_scale():
+    from kornia.feature import get_laf_center, get_laf_scale
+
+    features = features_of(7)
+    lafs = interop.to_kornia_lafs(features, scale=5.0, orientation=30.0)
+    torch.testing.assert_close(get_laf_center(lafs)[0], features.keypoints)
+    torch.testing.assert_close(get_laf_scale(lafs).flatten(), torch.full((7,), 5.0))
+
+
+def _moved_statistics(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.5, 0.5)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "allowed"),
+    [
+        (SuperPoint, (None, None), [(1, 48, 64), (3, 80, 40)]),
+        (MagicPoint, (48, None), [(2, 48, 64), (1, 48, 40)]),
+    ],
+)
+def test_onnx_file_computes_what_the_network_does(tmp_path, kind, size, allowed):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    model = kind(SMALL)
+    _moved_statistics(model)
+    model.train()
+    path = interop.export_onnx(model, tmp_path / "folder" / "net.onnx", *size)
+    assert model.training
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    model.eval()
+    for batch, height, width in allowed:
+        images = torch.rand((batch, 1, height, width))
+        with torch.inference_mode():
+            maps = model(images)
+        outputs = session.run(None, {"images": images.numpy()})
+        assert [output.name for output in session.get_outputs()] == list(maps)
+        for output, expected in zip(outputs, maps.values(), strict=True):
+            np.testing.assert_allclose(output, expected.numpy(), atol=1e-4)
+    if size[0]:
+        with pytest.raises(Exception, match="images"):
+            session.run(None, {"images": np.zeros((1, 1, 56, 64), np.float32)})
+
+
+def test_export_onnx_refuses_sizes_and_says_what_is_missing(tmp_path, monkeypatch):
+    model = MagicPoint(SMALL)
+    with pytest.raises(ValueError, match="height 50"):
+        interop.export_onnx(model, tmp_path / "a.onnx", 50, 64)
+    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
+    with pytest.raises(ImportError, match="pip install onnx onnxscript"):
+        interop.export_onnx(model, tmp_path / "a.onnx")
+
+
+def _write_video(path, frames: int) -> None:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
+    assert writer.isOpened()
+    for index in range(frames):
+        frame = np.zeros((48, 64, 3), np.uint8)
+        frame[..., 2] = 40 * index  # red, in OpenCV's order
+        writer.write(frame)
+    writer.release()
+
+
+def test_read_video_gives_rgb_frames(tmp_path):
+    path = tmp_path / "clip.avi"
+    _write_video(path, 6)
+    frames = list(interop.read_video(path))
+    assert len(frames) == 6 and frames[0].shape == (48, 64, 3) and frames[0].dtype == np.uint8
+    assert [round(float(f[..., 0].mean()) / 40) for f in frames] == [0, 1, 2, 3, 4, 5]
+    assert all(f[..., 2].mean() < 8 for f in frames)
+    some = list(interop.read_video(path, step=2, max_frames=2))
+    assert [round(float(f[..., 0].mean()) / 40) for f in some] == [0, 2]
+    assert list(interop.read_video(path, max_frames=0)) == []
+
+
+def test_read_video_errors_come_at_the_call(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.avi"):
+        interop.read_video(tmp_path / "none.avi")
+    broken = tmp_path / "broken.avi"
+    broken.write_bytes(b"not a video")
+    with pytest.raises(ValueError, match=r"broken\.avi.*decode"):
+        interop.read_video(broken)
+    _write_video(tmp_path / "clip.avi", 1)
+    with pytest.raises(ValueError, match="step"):
+        interop.read_video(tmp_path / "clip.avi", step=0)
