@@ -407,16 +407,13 @@ def _batches(
     on_gpu = fabric.device.type == "cuda"
     share = config.batch_size // fabric.world_size
     first = fabric.global_rank * share
-    indices = [
-        list(range(t * config.batch_size + first, t * config.batch_size + first + share))
-        for t in range(start, config.steps)
-    ]
+    starts = (t * config.batch_size + first for t in range(start, config.steps))
     workers = config.workers
     if workers is None:
         workers = max(1, min(12, (os.cpu_count() or 1) - 2)) if on_gpu else 0
     loader = DataLoader(
         dataset,
-        batch_sampler=indices,
+        batch_sampler=(list(range(i, i + share)) for i in starts),
         num_workers=workers,
         pin_memory=on_gpu,
         prefetch_factor=4 if workers else None,

@@ -1,0 +1,412 @@
+"""Targets and losses: hand-sized numbers, the definition spelled out, gradients, other libraries."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import log_loss
+
+from superpoint_lib.extraction import sample_descriptors
+from superpoint_lib.losses import (
+    HINGE_LAMBDAS,
+    HINGE_PRESETS,
+    HingeConfig,
+    _nearby_cells,
+    _sample,
+    cell_centers,
+    cell_validity,
+    descriptor_hinge_loss,
+    descriptor_hinge_loss_broadcast,
+    descriptor_infonce_loss,
+    descriptor_sparse_loss,
+    detector_loss,
+    keypoints_to_labels,
+    positive_pairs,
+)
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def descriptors_of(*shape, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(*shape, generator=generator, dtype=dtype), dim=1)
+
+
+def homographies(batch, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    H = torch.eye(3, dtype=dtype).repeat(batch, 1, 1)
+    H[:, :2, :2] += 0.2 * torch.randn(batch, 2, 2, generator=generator, dtype=dtype)
+    H[:, :2, 2] = 5 * torch.randn(batch, 2, generator=generator, dtype=dtype)
+    H[:, 2, :2] = 1e-3 * torch.randn(batch, 2, generator=generator, dtype=dtype)
+    return H
+
+
+def translation(dx, dy, batch=1):
+    return torch.tensor([[[1.0, 0, dx], [0, 1, dy], [0, 0, 1]]]).repeat(batch, 1, 1)
+
+
+def random_pair(batch=2, rows=4, columns=5, dim=8, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(7)
+    shape = (batch, dim, rows, columns)
+    valid0, valid1 = torch.rand(2, batch, rows, columns, generator=generator) > 0.3
+    return (
+        descriptors_of(*shape, seed=1, dtype=dtype),
+        descriptors_of(*shape, seed=2, dtype=dtype),
+        homographies(batch, dtype=dtype),
+        valid0,
+        valid1,
+    )
+
+
+# ---------------------------------------------------------------------------------- labels
+
+
+def test_labels_are_pixel_indices_within_the_cell():
+    keypoints = np.array([[0, 0], [15, 7], [3, 10], [18, 15]])
+    labels = keypoints_to_labels(keypoints, 16, 24, rng())
+    assert labels.dtype == np.int64
+    assert labels.tolist() == [[0, 7 * 8 + 7, 64], [2 * 8 + 3, 64, 7 * 8 + 2]]
+
+
+def test_labels_round_to_the_nearest_pixel_and_drop_what_is_outside():
+    keypoints = np.array([[7.49, 0.0], [7.5, 8.0], [-0.6, 3.0], [15.5, 3.0], [3.0, 15.51]])
+    labels = keypoints_to_labels(keypoints, 16, 16, rng())
+    assert labels.tolist() == [[7, 64], [64, 0]]
+
+
+def test_labels_without_keypoints_are_all_dustbin():
+    assert (keypoints_to_labels(np.zeros((0, 2)), 16, 24, rng()) == 64).all()
+
+
+def test_labels_draw_the_winner_of_a_cell_evenly_whatever_the_order():
+    keypoints = np.array([[1, 0], [2, 0], [2.2, 0], [3, 0]])  # two share pixel (2, 0)
+    generator = rng()
+    drawn = [keypoints_to_labels(keypoints, 8, 8, generator)[0, 0] for _ in range(3000)]
+    counts = np.bincount(drawn, minlength=64)
+    assert counts[[1, 2, 3]].sum() == 3000
+    assert np.abs(counts[[1, 2, 3]] - 1000).max() < 120
+    forth = keypoints_to_labels(keypoints, 8, 8, rng(5))
+    assert (forth == keypoints_to_labels(keypoints[::-1], 8, 8, rng(5))).all()
+
+
+@pytest.mark.parametrize(
+    ("keypoints", "size", "message"),
+    [(np.zeros((3, 2)), (17, 16), "17 x 16"), (np.zeros((3, 3)), (16, 16), r"\(3, 3\)")],
+)
+def test_labels_refuse_other_shapes(keypoints, size, message):
+    with pytest.raises(ValueError, match=message):
+        keypoints_to_labels(keypoints, *size, rng())
+
+
+def test_a_cell_is_valid_when_all_its_pixels_are():
+    valid = np.ones((2, 16, 24), bool)
+    valid[0, 8, 23] = False
+    expected = [[True, True, True], [True, True, False]]
+    assert cell_validity(valid)[0].tolist() == expected
+    assert cell_validity(valid)[1].all()
+    assert torch.equal(cell_validity(torch.from_numpy(valid))[0], torch.tensor(expected))
+    with pytest.raises(ValueError, match="12 x 16"):
+        cell_validity(np.ones((12, 16), bool))
+
+
+# -------------------------------------------------------------------------------- detector
+
+
+def test_detector_loss_of_uniform_logits_is_log_65():
+    loss = detector_loss(torch.zeros(2, 65, 3, 4), torch.full((2, 3, 4), 64))
+    assert loss.item() == pytest.approx(math.log(65), abs=1e-6)
+
+
+def test_detector_loss_averages_valid_cells_within_images_then_images():
+    logits = torch.zeros(2, 65, 1, 2)
+    logits[0, 5, 0, 0] = 3.0
+    labels = torch.full((2, 1, 2), 5)
+    valid = torch.tensor([[[True, False]], [[True, True]]])
+    confident = -math.log(math.exp(3) / (math.exp(3) + 64))
+    by_image = detector_loss(logits, labels, valid)
+    by_batch = detector_loss(logits, labels, valid, normalisation="batch")
+    assert by_image.item() == pytest.approx((confident + math.log(65)) / 2, abs=1e-5)
+    assert by_batch.item() == pytest.approx((confident + 2 * math.log(65)) / 3, abs=1e-5)
+
+
+def test_detector_loss_agrees_with_scikit_learn_and_with_ignored_labels():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 65, 4, 5, generator=generator, dtype=torch.float64)
+    labels = torch.randint(65, (3, 4, 5), generator=generator)
+    probabilities = logits.softmax(1).permute(0, 2, 3, 1).reshape(-1, 65).numpy()
+    expected = log_loss(labels.flatten().numpy(), probabilities, labels=np.arange(65))
+    assert detector_loss(logits, labels).item() == pytest.approx(expected, rel=1e-12)
+    valid = torch.rand(3, 4, 5, generator=generator) > 0.4
+    ignored = F.cross_entropy(logits, labels.masked_fill(~valid, -100))
+    ours = detector_loss(logits, labels, valid, normalisation="batch")
+    assert ours.item() == pytest.approx(ignored.item(), rel=1e-12)
+
+
+def test_detector_loss_gradient_is_right_and_zero_where_not_valid():
+    logits = descriptors_of(2, 65, 2, 2).requires_grad_()
+    labels = torch.randint(65, (2, 2, 2), generator=torch.Generator().manual_seed(0))
+    valid = torch.tensor([[[True, False], [True, True]], [[False, False], [False, False]]])
+    assert torch.autograd.gradcheck(lambda x: detector_loss(x, labels, valid), logits)
+    (gradient,) = torch.autograd.grad(detector_loss(logits, labels, valid), logits)
+    touched = gradient.abs().sum(1) > 0
+    assert torch.equal(touched, valid)
+
+
+# -------------------------------------------------------------------------------- geometry
+
+
+def test_cell_centers_are_row_major_at_8i_plus_3_5():
+    expected = [[3.5, 3.5], [11.5, 3.5], [19.5, 3.5], [3.5, 11.5], [11.5, 11.5], [19.5, 11.5]]
+    assert cell_centers(2, 3).tolist() == expected
+
+
+def test_identity_pairs_each_cell_with_itself_at_7_5_and_with_its_neighbours_at_8():
+    assert torch.equal(positive_pairs(translation(0, 0), 3, 4)[0], torch.eye(12, dtype=torch.bool))
+    neighbours = 2 * (3 * 3 + 4 * 2)
+    assert positive_pairs(translation(0, 0), 3, 4, distance=8.0).sum() == 12 + neighbours
+
+
+def test_a_shift_by_one_cell_pairs_neighbours():
+    pairs = positive_pairs(translation(8, 0), 2, 3)[0]
+    expected = torch.zeros(6, 6, dtype=torch.bool)
+    expected[[0, 1, 3, 4], [1, 2, 4, 5]] = True
+    assert torch.equal(pairs, expected)
+
+
+@pytest.mark.parametrize("distance", [0.5, 4.0, 7.5, 8.0, 12.0, 20.0])
+def test_nearby_cells_are_the_true_entries_of_the_full_table(distance):
+    H = torch.cat([homographies(4), translation(0, 0).double(), translation(1e7, 0).double()])
+    H = torch.cat([H, torch.tensor([[[1.0, 0, 0], [0, 1, 0], [1, 0, -3.5]]]).double()])  # infinity
+    index, positive = _nearby_cells(H, 5, 6, distance)
+    table = torch.zeros(len(H), 30, 30, dtype=torch.int64)
+    table.scatter_add_(2, index, positive.long())
+    assert torch.equal(table, positive_pairs(H, 5, 6, distance).long())
+
+
+def test_sampling_agrees_with_extraction():
+    maps = descriptors_of(2, 8, 3, 4)
+    points = torch.rand(2, 20, 2, generator=torch.Generator().manual_seed(0)).double() * 40 - 4
+    ours = _sample(maps, points)
+    for b in range(2):
+        torch.testing.assert_close(ours[b].T, sample_descriptors(maps[b], points[b]))
+
+
+# ----------------------------------------------------------------------------- dense hinge
+
+
+def test_hinge_loss_of_two_cells_by_hand():
+    # Similarities: 0.6 and 0.8 on the diagonal (positives), 0.5 and -0.1 off it.
+    d0 = torch.eye(2).view(1, 2, 1, 2)
+    similarity = torch.tensor([[0.6, 0.5], [-0.1, 0.8]])
+    d1 = similarity.view(1, 2, 1, 2)
+    loss = descriptor_hinge_loss(d0, d1, translation(0, 0), config=HingeConfig(lambda_d=10))
+    assert loss.item() == pytest.approx((10 * 0.4 + 10 * 0.2 + 0.3 + 0) / 4, abs=1e-6)
+    valid1 = torch.tensor([[[True, False]]])
+    half = descriptor_hinge_loss(
+        d0, d1, translation(0, 0), valid1=valid1, config=HingeConfig(lambda_d=10)
+    )
+    assert half.item() == pytest.approx(10 * 0.4 / 2, abs=1e-6)
+    everything = HingeConfig(lambda_d=10, normalisation="all")
+    spread = descriptor_hinge_loss(d0, d1, translation(0, 0), valid1=valid1, config=everything)
+    assert spread.item() == pytest.approx(10 * 0.4 / 4, abs=1e-6)
+
+
+def test_double_normalisation_scales_rows_then_columns():
+    similarity = np.array([[0.6, 0.5], [-0.1, 0.8]])
+    scaled = np.maximum(similarity, 0)
+    scaled /= np.linalg.norm(scaled, axis=1, keepdims=True)
+    scaled /= np.linalg.norm(scaled, axis=0, keepdims=True)
+    expected = 0.05 * (2 - np.trace(scaled)) + np.maximum(scaled[[0, 1], [1, 0]] - 0.2, 0).sum()
+    d0, d1 = torch.eye(2).double().view(1, 2, 1, 2), torch.tensor(similarity).view(1, 2, 1, 2)
+    loss = descriptor_hinge_loss(
+        d0, d1, translation(0, 0).double(), config=HINGE_PRESETS["rpautrat"]
+    )
+    assert loss.item() == pytest.approx(expected / 4, rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("preset", HINGE_PRESETS)
+def test_hinge_loss_equals_its_definition(preset, dtype):
+    pair = random_pair(batch=3, dtype=dtype)
+    config = HINGE_PRESETS[preset]
+    for valid in ((None, None), pair[3:], (None, pair[4])):
+        fast = descriptor_hinge_loss(*pair[:3], *valid, config=config)
+        plain = descriptor_hinge_loss_broadcast(*pair[:3], *valid, config=config)
+        assert fast.item() == pytest.approx(plain.item(), rel=1e-6)
+        assert plain > 0
+
+
+@pytest.mark.parametrize("preset", ["default", "rpautrat", "zeng-stage1"])
+def test_hinge_loss_gradients(preset):
+    d0, d1, H, valid0, valid1 = random_pair()
+    arguments = (d0.requires_grad_(), d1.requires_grad_())
+    config = HINGE_PRESETS[preset]
+
+    def loss(a, b):
+        return descriptor_hinge_loss(a, b, H, valid0, valid1, config)
+
+    assert torch.autograd.gradcheck(loss, arguments)
+    plain = descriptor_hinge_loss_broadcast(d0, d1, H, valid0, valid1, config)
+    for ours, theirs in zip(
+        torch.autograd.grad(loss(d0, d1), arguments),
+        torch.autograd.grad(plain, arguments),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_image_and_batch_normalisations_differ_with_unequal_masks():
+    d0, d1, H, _, _ = random_pair()
+    valid = torch.ones(2, 4, 5, dtype=torch.bool)
+    valid[0, 1:] = False
+    one = [
+        descriptor_hinge_loss(d0[i : i + 1], d1[i : i + 1], H[i : i + 1], valid[i : i + 1])
+        for i in range(2)
+    ]
+    by_image = descriptor_hinge_loss(d0, d1, H, valid)
+    by_batch = descriptor_hinge_loss(d0, d1, H, valid, config=HingeConfig(normalisation="batch"))
+    assert by_image.item() == pytest.approx(((one[0] + one[1]) / 2).item(), rel=1e-9)
+    assert by_batch.item() == pytest.approx(((5 * one[0] + 20 * one[1]) / 25).item(), rel=1e-9)
+
+
+def test_every_preset_has_its_published_weight():
+    assert HINGE_LAMBDAS.keys() == HINGE_PRESETS.keys()
+
+
+# ---------------------------------------------------------------------- InfoNCE and sparse
+
+
+def test_infonce_agrees_with_cross_entropy_under_the_identity():
+    d0, d1, _, _, _ = random_pair()
+    H = translation(0, 0, 2).double()
+    a, b = d0.flatten(2), d1.flatten(2)
+    logits = a.transpose(1, 2) @ b / 0.1
+    target = torch.arange(20).repeat(2, 1)
+    expected = (
+        F.cross_entropy(logits.transpose(1, 2), target) + F.cross_entropy(logits, target)
+    ) / 2
+    ours = descriptor_infonce_loss(d0, d1, H, temperature=0.1, exclusion=0)
+    assert ours.item() == pytest.approx(expected.item(), rel=1e-9)
+
+
+def test_infonce_leaves_out_neighbours_and_cells_without_a_valid_place():
+    # All descriptors equal: each cell's loss is the logarithm of the number of its candidates.
+    same = torch.zeros(1, 4, 1, 5).index_fill(1, torch.tensor([0]), 1.0)
+    loss = descriptor_infonce_loss(same, same, translation(0, 0))
+    assert loss.item() == pytest.approx((2 * math.log(4) + 3 * math.log(3)) / 5, abs=1e-6)
+    shifted = descriptor_infonce_loss(same, same, translation(8, 0), exclusion=0)
+    assert shifted.item() == pytest.approx(math.log(4), abs=1e-6)
+    valid1 = torch.tensor([[[True, True, False, True, True]]])
+    masked = descriptor_infonce_loss(same, same, translation(8, 0), valid1=valid1, exclusion=0)
+    assert masked.item() == pytest.approx(math.log(3), abs=1e-6)
+
+
+def test_infonce_falls_to_zero_for_perfect_descriptors_between_cells():
+    # A smooth field of unit vectors, and its copy moved by half a cell.
+    x = torch.arange(12) * 8 + 3.5
+
+    def bump(centers):
+        return torch.exp(-(((x[:, None] - centers) / 6) ** 2))
+
+    d0 = F.normalize(bump(x).view(1, 12, 1, 12), dim=1)
+    d1 = F.normalize(bump(x - 4.0).view(1, 12, 1, 12), dim=1)
+    right = descriptor_infonce_loss(d0, d1, translation(4, 0), exclusion=12)
+    wrong = descriptor_infonce_loss(d0, d1, translation(-20, 0), exclusion=12)
+    assert right < 0.01 < 1 < wrong
+
+
+def test_infonce_is_the_same_with_the_images_exchanged():
+    d0, d1, H, valid0, valid1 = random_pair()
+    forward = descriptor_infonce_loss(d0, d1, H, valid0, valid1)
+    backward = descriptor_infonce_loss(d1, d0, torch.linalg.inv(H), valid1, valid0)
+    assert forward.item() == pytest.approx(backward.item(), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        descriptor_infonce_loss,
+        lambda *pair: descriptor_sparse_loss(
+            *pair, generator=torch.Generator().manual_seed(0), matches=9, negatives=5
+        ),
+    ],
+)
+def test_other_descriptor_losses_have_right_gradients(loss):
+    d0, d1, H, valid0, valid1 = random_pair()
+    arguments = (d0.requires_grad_(), d1.requires_grad_())
+    assert loss(d0, d1, H, valid0, valid1) > 0
+    assert torch.autograd.gradcheck(lambda a, b: loss(a, b, H, valid0, valid1), arguments)
+
+
+def test_sparse_loss_by_hand():
+    # One image row: matches score 0.6, everything else 0.5.
+    d0 = torch.eye(6).view(1, 6, 1, 6)
+    similarity = torch.full((6, 6), 0.5).fill_diagonal_(0.6)
+    lengths = similarity.norm(dim=0)[0]
+    d1 = (similarity / lengths).view(1, 6, 1, 6)
+    loss = descriptor_sparse_loss(
+        d0, d1, translation(0, 0), negatives=200, lambda_d=3.0, negative_margin=0.1
+    )
+    expected = 3 * (1 - 0.6 / lengths) + (0.5 / lengths - 0.1)
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_sparse_loss_depends_on_its_generator_alone():
+    pair = random_pair(rows=8, columns=8)
+
+    def loss(seed):
+        generator = torch.Generator().manual_seed(seed)
+        return descriptor_sparse_loss(*pair, generator=generator, matches=10, negatives=4).item()
+
+    assert loss(1) == loss(1) != loss(2)
+
+
+# ---------------------------------------------------------------------------- all of them
+
+
+DESCRIPTOR_LOSSES = [descriptor_hinge_loss, descriptor_infonce_loss, descriptor_sparse_loss]
+
+
+@pytest.mark.parametrize("loss", DESCRIPTOR_LOSSES)
+def test_an_image_without_valid_cells_counts_as_zero_with_a_clean_gradient(loss):
+    d0, d1, H, valid0, valid1 = random_pair()
+    d0.requires_grad_()
+    nothing = torch.zeros_like(valid0)
+    value = loss(d0, d1, H, nothing, valid1)
+    (gradient,) = torch.autograd.grad(value, d0)
+    assert value == 0
+    assert (gradient == 0).all()
+    nowhere = loss(d0, d1, translation(1e6, 0, 2).double(), valid0, valid1)
+    assert nowhere.isfinite()
+
+
+@pytest.mark.parametrize("loss", DESCRIPTOR_LOSSES)
+def test_losses_are_computed_in_float32_under_autocast(loss):
+    d0, d1, H, valid0, valid1 = random_pair(rows=6, columns=8, dim=64, dtype=torch.float32)
+    torch.manual_seed(0)
+    plain = loss(d0, d1, H, valid0, valid1)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.manual_seed(0)
+        cast = loss(d0, d1, H, valid0, valid1)
+        half = loss(d0.bfloat16(), d1.bfloat16(), H, valid0, valid1)
+    assert cast.dtype == half.dtype == torch.float32
+    assert cast.item() == plain.item()
+
+
+@pytest.mark.parametrize("loss", DESCRIPTOR_LOSSES)
+def test_descriptor_losses_name_shapes_that_do_not_fit(loss):
+    maps = torch.zeros(2, 8, 3, 4)
+    with pytest.raises(ValueError, match=r"\(2, 8, 3, 4\) and \(2, 8, 4, 3\)"):
+        loss(maps, maps.transpose(2, 3), translation(0, 0, 2))
+    with pytest.raises(ValueError, match=r"\(1, 3, 3\)"):
+        loss(maps, maps, translation(0, 0))
+
+
+def test_infonce_refuses_a_temperature_of_zero():
+    maps = torch.zeros(1, 8, 3, 4)
+    with pytest.raises(ValueError, match="temperature is 0"):
+        descriptor_infonce_loss(maps, maps, translation(0, 0), temperature=0)
