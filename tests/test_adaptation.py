@@ -19,8 +19,10 @@ from superpoint_lib.adaptation import (
 from superpoint_lib.checkpoints import save_weights
 from superpoint_lib.config import replace, to_dict
 from superpoint_lib.datasets import PhotoDataset, load_labels
-from superpoint_lib.geometry import HOMOGRAPHY_PRESETS, valid_mask
+from superpoint_lib.extraction import decode_heatmap
+from superpoint_lib.geometry import HOMOGRAPHY_PRESETS, resize_and_crop, valid_mask
 from superpoint_lib.model import MagicPoint, ModelConfig
+from superpoint_lib.paths import read_gray
 
 HEIGHT, WIDTH = 48, 64
 CONFIG = AdaptConfig(precision="float32", batch=3)
@@ -398,6 +400,7 @@ def test_nothing_to_label_and_missing_folders(config, tmp_path):
     ("changes", "message"),
     [
         ({"warps": 0}, "at least 1"),
+        ({"batch": -1}, "not negative"),
         ({"height": 100}, "multiples of 8"),
         ({"height": 0}, "both 0"),
         ({"homography": "sideways"}, "sideways"),
@@ -406,6 +409,24 @@ def test_nothing_to_label_and_missing_folders(config, tmp_path):
 def test_impossible_settings_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         replace(AdaptConfig(), **changes)
+
+
+def test_batch_normalised_weights_label_as_they_detect(config, weights, images):
+    torch.manual_seed(1)
+    normed = ModelConfig(norm="batch", channels=(4, 4, 8, 8), head_channels=8)
+    model = MagicPoint(normed)
+    for _ in range(5):
+        model(torch.rand(2, 1, HEIGHT, WIDTH))
+    save_weights(weights, model.state_dict(), to_dict(normed), {}, dtype=torch.float32)
+    once = replace(config, warps=1, subpixel=False)
+    export_labels(once, progress=False)
+    labels = load_labels(Path(config.output) / "a.npz")
+    image, _ = resize_and_crop(read_gray(images / "a.png"), HEIGHT, WIDTH)
+    with torch.no_grad():
+        logits = model.eval()(torch.from_numpy(image)[None, None])["logits"]
+    (found,) = heatmap_keypoints(decode_heatmap(logits), once)
+    assert np.allclose(labels.keypoint_scores, found.keypoint_scores, rtol=1e-3)
+    assert np.mean((labels.keypoints == found.keypoints.numpy()).all(1)) > 0.8
 
 
 def test_presets_named_in_the_defaults_exist():
