@@ -96,7 +96,7 @@ def test_every_make_target_is_in_the_help_or_part_of_a_listed_one():
     ],
 )
 def test_headless_opencv_replaces_the_other_where_that_cannot_load(message, replaced, monkeypatch):
-    sys.path.insert(0, str(ROOT / "tools"))
+    monkeypatch.syspath_prepend(ROOT / "tools")
     import ensure_opencv
 
     calls = []
@@ -109,11 +109,27 @@ def test_headless_opencv_replaces_the_other_where_that_cannot_load(message, repl
     assert calls == (removed + added if replaced else [])
 
 
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "ImportError: libGL.so.1: cannot open shared object file: No such file or directory",
+        "ImportError: /lib/x86_64-linux-gnu/libGL.so.1: file too short",
+        "ImportError: DLL load failed while importing cv2: The specified module could not be found.",
+    ],
+)
+def test_a_missing_shared_library_is_recognised(reason, monkeypatch):
+    assert load_error_of(f"Traceback\n{reason}\n", monkeypatch) == reason
+
+
 def test_another_failure_of_opencv_is_not_papered_over(monkeypatch):
-    sys.path.insert(0, str(ROOT / "tools"))
+    with pytest.raises(SystemExit, match="numpy is too old"):
+        load_error_of("ImportError: numpy is too old", monkeypatch)
+
+
+def load_error_of(stderr, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tools")
     import ensure_opencv
 
-    broken = subprocess.CompletedProcess([], 1, stderr="ImportError: numpy is too old")
-    monkeypatch.setattr(ensure_opencv.subprocess, "run", lambda *_, **__: broken)
-    with pytest.raises(SystemExit, match="numpy is too old"):
-        ensure_opencv.load_error()
+    result = subprocess.CompletedProcess([], 1, stderr=stderr)
+    monkeypatch.setattr(ensure_opencv.subprocess, "run", lambda *_, **__: result)
+    return ensure_opencv.load_error()

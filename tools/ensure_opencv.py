@@ -5,6 +5,7 @@ hold the same ``cv2`` package and overwrite each other's files, so they are neve
 Usage: python tools/ensure_opencv.py constraints.txt
 """
 
+import re
 import subprocess
 import sys
 
@@ -16,7 +17,7 @@ def load_error() -> str | None:
     if result.returncode == 0:
         return None
     reason = result.stderr.strip().splitlines()[-1] if result.stderr.strip() else "unknown"
-    if "shared object" not in reason and "DLL" not in reason:
+    if not re.search(r"\.so(\.\d+)*: |DLL load failed", reason):
         raise SystemExit(f"import cv2 fails: {reason}")
     return reason
 
