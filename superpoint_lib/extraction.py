@@ -252,8 +252,8 @@ def box_nms(keypoints: Tensor, scores: Tensor, size: float, iou: float) -> Tenso
     """Greedy suppression of square boxes around the keypoints, as rpautrat/SuperPoint does it.
 
     A keypoint falls if its box of side ``size`` overlaps that of a kept one by more than ``iou``,
-    intersection over union. With size 4 and IoU 0.1 two keypoints at distance 3 along an axis both
-    stay, where ``nms`` with radius 4 keeps one: the protocols differ.
+    intersection over union. With size 4 and IoU 0.1 two keypoints 4 px apart along an axis both
+    stay, where ``nms`` with radius 4 keeps one: the two are different protocols.
 
     Args:
         keypoints: (N, 2) in pixels, N may be 0.
