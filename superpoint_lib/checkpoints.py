@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from superpoint_lib.paths import atomic_path, bundled_weights_dir
@@ -226,7 +226,8 @@ def save_weights(
         "metadata": json.dumps(dict(metadata)),
     }
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, header)
+        # save_file would make a file that only its owner can read.
+        temporary.write_bytes(save(tensors, header))
     return path
 
 

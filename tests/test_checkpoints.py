@@ -297,6 +297,9 @@ def test_own_file_round_trip(tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(read(image()), model(image()))
     assert os.listdir(path.parent) == ["net.safetensors"]
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert path.stat().st_mode == plain.stat().st_mode
 
 
 def test_half_precision_file_is_read_as_float32(tmp_path):
