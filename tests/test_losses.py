@@ -1,4 +1,4 @@
-"""Targets and losses: hand-sized numbers, the definition spelled out, gradients, other libraries."""
+"""Targets and losses: numbers by hand, the definition spelled out, gradients, other libraries."""
 
 import math
 

@@ -1,0 +1,518 @@
+"""The training loop: what it computes, that it learns, and that interruptions change nothing."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
+
+from superpoint_lib import training
+from superpoint_lib.checkpoints import load_weights, save_weights
+from superpoint_lib.config import ConfigError, replace, to_dict
+from superpoint_lib.datasets import save_labels
+from superpoint_lib.losses import descriptor_infonce_loss, detector_loss, keypoints_to_labels
+from superpoint_lib.model import MagicPoint, SuperPoint
+from superpoint_lib.training import (
+    RECIPES,
+    NonFiniteLossError,
+    TrainConfig,
+    detector_step,
+    learning_rate_at,
+    make_dataset,
+    make_model,
+    pair_step,
+    read_history,
+    release,
+    train,
+)
+
+TINY = TrainConfig(
+    channels=(8, 8, 8, 8),
+    head_channels=16,
+    descriptor_dim=16,
+    height=48,
+    width=64,
+    steps=6,
+    batch_size=2,
+    log_every=2,
+    checkpoint_every=4,
+    precision="float32",
+)
+TINY_PAIRS = replace(TINY, model="superpoint", views=2, descriptor_weight=1.0)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def run(config, folder, **options):
+    return train(config, folder, progress=False, **options)
+
+
+def batch_of(config, size=None, start=0):
+    dataset = make_dataset(config)
+    samples = [dataset[start + i] for i in range(size or config.batch_size)]
+    return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
+
+
+def same_weights(a, b):
+    b = b.state_dict()
+    return all(torch.equal(value, b[key]) for key, value in a.state_dict().items())
+
+
+def untimed(history):
+    clocks = ("images_per_second", "seconds")
+    return [{key: row[key] for key in row if key not in clocks} for row in history]
+
+
+class Wrapped:
+    """A dataset that does something when one of its samples is asked for."""
+
+    def __init__(self, dataset, index, action):
+        self.dataset, self.index, self.action = dataset, index, action
+
+    def __getitem__(self, index):
+        sample = self.dataset[index]
+        return self.action(sample) or sample if index == self.index else sample
+
+
+def wrap_dataset(monkeypatch, index, action):
+    make = training.make_dataset
+    monkeypatch.setattr(training, "make_dataset", lambda c: Wrapped(make(c), index, action))
+
+
+# ------------------------------------------------------------------------------- the pieces
+
+
+def test_recipes_can_be_built_from_plain_values():
+    for config in RECIPES.values():
+        assert replace(config, **to_dict(config)) == config
+    assert RECIPES["original-stage1"].descriptor_weight == 0
+    stage2 = RECIPES["original-stage2"]
+    assert (stage2.learning_rate, stage2.descriptor_weight) == (1e-4, 10000)
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"views": 3}, "views"),
+        ({"photometric": "rain"}, "photometric"),
+        ({"hinge": "tight"}, "hinge"),
+        ({"steps": 0}, "steps"),
+        ({"descriptor_weight": 1.0}, "descriptor_weight"),
+        ({"detector_weight": 0.0}, "detector_weight"),
+        ({"data": "photos"}, "labels"),
+        ({"learning_rat": 1.0}, "learning_rat"),
+        ({"learning_rate": "1e-3"}, "learning_rate"),
+    ],
+)
+def test_contradictory_settings_are_refused_by_name(change, key):
+    with pytest.raises(ConfigError, match=key):
+        replace(TINY, **change)
+
+
+@pytest.mark.parametrize("steps", [10, 37, 400])
+def test_learning_rates_are_those_of_pytorch(steps):
+    config = replace(TINY, steps=steps, learning_rate=0.3, schedule="one-cycle")
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=0.3)
+    cycle = OneCycleLR(optimizer, 0.3, steps, cycle_momentum=False)
+    theirs = []
+    for _ in range(steps):
+        theirs.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if len(theirs) < steps:
+            cycle.step()
+    ours = [learning_rate_at(step, config) for step in range(steps)]
+    np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_the_other_schedules():
+    cosine = replace(TINY, steps=11, learning_rate=0.3, schedule="cosine")
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)
+    theirs = CosineAnnealingLR(optimizer, 10)
+    for step in range(11):
+        assert learning_rate_at(step, cosine) == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        theirs.step()
+    assert learning_rate_at(7, replace(cosine, schedule="constant")) == 0.3
+    assert [
+        learning_rate_at(0, replace(TINY, steps=1, schedule=s)) > 0
+        for s in ("one-cycle", "constant", "cosine")
+    ] == [True, True, True]
+
+
+def test_a_pair_goes_through_the_network_once_and_its_losses_add_up():
+    config = replace(TINY_PAIRS, descriptor_weight=0.5, detector_weight=2.0)
+    net, batch, calls = make_model(config), batch_of(config), []
+
+    def model(images):
+        calls.append(images.shape)
+        return net(images)
+
+    losses = pair_step(model, batch, config)
+    assert calls == [(4, 1, 48, 64)]
+    net.eval()
+    losses = pair_step(net, batch, config)
+    maps0, maps1 = net(batch["image0"]), net(batch["image1"])
+    detector = sum(
+        detector_loss(maps["logits"], batch[f"labels{i}"], batch[f"valid{i}"])
+        for i, maps in enumerate((maps0, maps1))
+    )
+    descriptor = descriptor_infonce_loss(
+        maps0["descriptors"],
+        maps1["descriptors"],
+        batch["H_0to1"],
+        batch["valid0"],
+        batch["valid1"],
+    )
+    torch.testing.assert_close(losses["detector"], detector)
+    torch.testing.assert_close(losses["descriptor"], descriptor)
+    torch.testing.assert_close(losses["loss"], 2 * detector + 0.5 * descriptor)
+
+
+def test_without_a_descriptor_weight_a_pair_has_a_detector_loss_only():
+    config = replace(TINY_PAIRS, descriptor_weight=0.0)
+    losses = pair_step(make_model(config), batch_of(config), config)
+    assert losses.keys() == {"loss", "detector"}
+
+
+@pytest.mark.parametrize("kind", ["hinge", "sparse"])
+def test_the_other_descriptor_losses_are_chosen_by_name(kind):
+    config = replace(TINY_PAIRS, descriptor_loss=kind)
+    net, batch = make_model(config).eval(), batch_of(config)
+    first = pair_step(net, batch, config, step=3)["descriptor"]
+    assert first == pair_step(net, batch, config, step=3)["descriptor"]
+    assert first > 0
+    moved = pair_step(net, batch, config, step=4)["descriptor"]
+    assert (first == moved) == (kind == "hinge")
+
+
+def test_models_are_seeded_and_leave_the_global_generator_alone():
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    assert same_weights(make_model(TINY), make_model(TINY))
+    assert not same_weights(make_model(TINY), make_model(replace(TINY, seed=1)))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_training_starts_from_given_weights(tmp_path):
+    detector = make_model(replace(TINY, seed=5))
+    path = tmp_path / "detector.safetensors"
+    save_weights(path, detector.state_dict(), to_dict(detector.config), {}, torch.float32)
+    both = make_model(replace(TINY_PAIRS, init=str(path)))
+    assert same_weights(detector, both)
+    fresh = make_model(TINY_PAIRS)
+    assert same_weights(fresh.descriptor, both.descriptor)
+    with pytest.raises(ConfigError, match=r"norm.*8 more|do not fit"):
+        make_model(replace(TINY, norm="none", init=str(path)))
+
+
+# ------------------------------------------------------------------------------ the network
+
+
+class Dots:
+    """Single white pixels on black, every one a keypoint: what a small detector learns at once."""
+
+    def __getitem__(self, index):
+        rng = np.random.default_rng(index)
+        keypoints = rng.integers(0, (TINY.width, TINY.height), (40, 2))
+        image = np.zeros((TINY.height, TINY.width), np.float32)
+        image[keypoints[:, 1], keypoints[:, 0]] = 1
+        labels = keypoints_to_labels(keypoints, TINY.height, TINY.width, rng)
+        return {
+            "image": torch.from_numpy(image)[None],
+            "labels": torch.from_numpy(labels),
+            "valid": torch.ones(labels.shape, dtype=torch.bool),
+        }
+
+
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_a_detector_learns_where_the_points_are(tmp_path, monkeypatch, norm):
+    monkeypatch.setattr(training, "make_dataset", lambda config: Dots())
+    config = replace(
+        TINY,
+        norm=norm,
+        channels=(16, 16, 16, 16),
+        head_channels=64,
+        steps=100,
+        batch_size=8,
+        learning_rate=0.01,
+        precision="auto",
+    )
+    result = run(config, tmp_path)
+    assert not result.model.training
+    samples = [Dots()[100_000 + i] for i in range(32)]
+    held_out = {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
+    # Knowing only how frequent each label is would give the entropy of the labels.
+    frequencies = torch.bincount(held_out["labels"].flatten(), minlength=65).clamp_min(1).log()
+    constant = {"logits": frequencies.view(1, 65, 1, 1).expand(32, 65, 6, 8)}
+    entropy = detector_step(lambda image: constant, held_out, config)["detector"]
+    with torch.no_grad():
+        after = detector_step(result.model, held_out, config)["detector"]
+        in_train_mode = detector_step(result.model.train(), held_out, config)["detector"]
+        before = detector_step(make_model(config).eval(), held_out, config)["detector"]
+    assert after < 0.9 * entropy < entropy < before
+    assert (in_train_mode == after) == (norm == "none")
+
+
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_descriptors_learn_to_find_their_place(tmp_path, norm):
+    config = replace(
+        TINY_PAIRS,
+        norm=norm,
+        steps=60,
+        batch_size=4,
+        learning_rate=0.01,
+        photometric="none",
+        precision="auto",
+    )
+    result = run(config, tmp_path)
+    held_out = batch_of(config, size=24, start=100_000)
+    with torch.no_grad():
+        after = pair_step(result.model, held_out, config)
+        before = pair_step(make_model(config).eval(), held_out, config)
+    assert after["descriptor"] < 0.75 * before["descriptor"]
+    assert after["descriptor"] < 0.9 * np.log(6 * 8)  # what guessing a cell would give
+    assert after["detector"] < 0.6 * before["detector"]
+
+
+def test_detector_only_training_leaves_the_descriptor_head_alone(tmp_path):
+    config = replace(TINY_PAIRS, descriptor_weight=0.0, norm="none", weight_decay=0.1)
+    result = run(config, tmp_path)
+    before = make_model(config)
+    assert same_weights(before.descriptor, result.model.descriptor)
+    assert not same_weights(before.detector, result.model.detector)
+    assert all(parameter.requires_grad for parameter in result.model.parameters())
+
+
+def test_frozen_normalisation_keeps_its_statistics_while_weights_move(tmp_path):
+    before = make_model(TINY).state_dict()
+    frozen = run(replace(TINY, freeze_norm_after=0.0), tmp_path / "frozen").model.state_dict()
+    moving = run(TINY, tmp_path / "moving").model.state_dict()
+    for key, value in before.items():
+        if "running" in key:
+            assert torch.equal(value, frozen[key])
+            assert not torch.equal(value, moving[key])
+        elif key.endswith("conv.weight"):
+            assert not torch.equal(value, frozen[key])
+
+
+def test_the_result_is_the_moving_average(tmp_path):
+    config = replace(TINY, ema_decay=0.5, checkpoint_every=1, learning_rate=0.01)
+    states, save = [make_model(config).state_dict()], training._Run.save
+
+    def record(self):
+        states.append({key: value.clone() for key, value in self.net.state_dict().items()})
+        save(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training._Run, "save", record)
+        result = run(config, tmp_path)
+    name = "encoder.block1a.conv.weight"
+    average = states[0][name].double()
+    for step, state in enumerate(states[1:]):
+        decay = min(0.5, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * state[name].double()
+    torch.testing.assert_close(result.model.state_dict()[name].double(), average)
+    stored = load_weights(result.weights_path).state_dict
+    assert all(torch.equal(stored[key], value) for key, value in result.model.state_dict().items())
+
+
+def test_bfloat16_is_close_to_float32(tmp_path):
+    full = run(TINY_PAIRS, tmp_path / "float32").history
+    half = run(replace(TINY_PAIRS, precision="bf16"), tmp_path / "bf16").history
+    assert [row["loss"] for row in half] != [row["loss"] for row in full]
+    np.testing.assert_allclose(
+        [row["loss"] for row in half], [row["loss"] for row in full], rtol=0.03
+    )
+
+
+# ------------------------------------------------------------------------- files and resuming
+
+
+def test_a_run_writes_its_history_and_facts(tmp_path):
+    result = run(TINY, tmp_path)
+    with (tmp_path / "history.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == [2, 4, 6]
+    assert read_history(tmp_path / "history.csv") == result.history
+    assert result.history[0]["loss"] == result.history[0]["detector"] > 0
+    assert result.history[-1]["learning_rate"] == learning_rate_at(5, TINY)
+    assert json.loads((tmp_path / "config.json").read_text()) == to_dict(TINY)
+    facts = json.loads((tmp_path / "run.json").read_text())
+    assert facts["steps"] == 6
+    assert facts["precision"] == "float32"
+    assert len(list((tmp_path / "checkpoint").iterdir())) == 2
+    assert read_history(tmp_path / "none.csv") == []
+
+
+def test_step_t_takes_samples_from_t_times_the_batch(tmp_path, monkeypatch):
+    seen = []
+    make = training.make_dataset
+
+    class Listening:
+        def __init__(self, dataset):
+            self.dataset = dataset
+
+        def __getitem__(self, index):
+            seen.append(index)
+            return self.dataset[index]
+
+    monkeypatch.setattr(training, "make_dataset", lambda config: Listening(make(config)))
+    run(TINY, tmp_path)
+    assert seen == list(range(TINY.steps * TINY.batch_size))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        replace(TINY_PAIRS, ema_decay=0.9, freeze_norm_after=0.5, gradient_clip=1.0),
+        replace(TINY_PAIRS, descriptor_loss="sparse", optimizer="adam", precision="bf16"),
+    ],
+)
+def test_an_interrupted_run_resumes_exactly(tmp_path, monkeypatch, config):
+    straight = run(config, tmp_path / "straight")
+    with monkeypatch.context() as patch:
+        # Ctrl-C while the third step's data are made: that step is finished first.
+        wrap_dataset(patch, 2 * config.batch_size, lambda _: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt, match="after step 3 of 6"):
+            run(config, tmp_path / "resumed")
+    assert json.loads((tmp_path / "resumed" / "checkpoint.json").read_text())["step"] == 3
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    resumed = run(config, tmp_path / "resumed")
+    assert same_weights(straight.model, resumed.model)
+    assert untimed(straight.history) == untimed(resumed.history)
+    assert [row["step"] for row in read_history(tmp_path / "resumed" / "history.csv")] == [2, 4, 6]
+
+
+def test_a_finished_run_is_returned_without_training(tmp_path, monkeypatch):
+    first = run(TINY, tmp_path)
+    monkeypatch.setattr(training, "_train_steps", None)
+    again = run(TINY, tmp_path)
+    assert same_weights(first.model, again.model)
+    assert again.history == first.history
+
+
+def test_a_folder_with_another_configuration_is_refused_by_key(tmp_path):
+    run(TINY, tmp_path)
+    with pytest.raises(ConfigError, match=r"learning_rate \(0.002 -> 0.1\), seed \(0 -> 1\)"):
+        run(replace(TINY, learning_rate=0.1, seed=1), tmp_path)
+    run(replace(TINY, log_every=1, workers=0), tmp_path)
+    fresh = run(replace(TINY, seed=1), tmp_path, resume=False)
+    assert same_weights(fresh.model, run(replace(TINY, seed=1), tmp_path / "other").model)
+
+
+def test_a_checkpoint_cut_short_leaves_the_one_before(tmp_path, monkeypatch):
+    config = replace(TINY, checkpoint_every=2)
+    straight = run(config, tmp_path / "straight")
+    write, calls = training.save_weights, []
+
+    def fail_at_step_4(path, *arguments, **options):
+        calls.append(path)
+        if "00000004" in path.name:
+            raise OSError("disk full")
+        return write(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "save_weights", fail_at_step_4)
+        with pytest.raises(OSError, match="disk full"):
+            run(config, tmp_path / "cut")
+    assert json.loads((tmp_path / "cut" / "checkpoint.json").read_text())["step"] == 2
+    assert same_weights(straight.model, run(config, tmp_path / "cut").model)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path, monkeypatch):
+    def spoil(sample):
+        return sample | {"image": torch.full_like(sample["image"], float("nan"))}
+
+    config = replace(TINY, checkpoint_every=2)
+    with monkeypatch.context() as patch:
+        wrap_dataset(patch, 2 * config.batch_size, spoil)
+        with pytest.raises(NonFiniteLossError, match=r"2 steps up to 4.*learning_rate.*checkpoint"):
+            run(config, tmp_path)
+    assert json.loads((tmp_path / "checkpoint.json").read_text())["step"] == 2
+    resumed = run(config, tmp_path)
+    assert same_weights(resumed.model, run(config, tmp_path / "straight").model)
+
+
+def test_training_on_photographs_lists_what_it_skips(tmp_path):
+    images, labels = tmp_path / "images", tmp_path / "labels"
+    images.mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        cv2.imwrite(str(images / f"{name}.png"), rng.integers(0, 255, (60, 80), np.uint8))
+        points = rng.uniform(0, 60, (9, 2)).astype(np.float32)
+        save_labels(labels / f"{name}.npz", points, np.ones(9, np.float32), (60, 80), {})
+    (images / "broken.png").write_bytes(b"no picture")
+    config = replace(
+        TINY_PAIRS,
+        data="photos",
+        images=(str(images),),
+        labels=(str(labels),),
+        steps=2,
+        photometric="coco_superpoint",
+        homography="coco",
+    )
+    result = run(config, tmp_path / "run")
+    assert [path.name for path, _ in result.skipped] == ["broken.png"]
+    assert result.history[-1]["step"] == 2
+
+
+@pytest.mark.parametrize("order", ["conv-norm-relu", "conv-relu-norm"])
+def test_released_weights_are_folded_where_possible(tmp_path, order):
+    config = replace(TINY_PAIRS, norm_order=order, learning_rate=0.01)
+    result = run(config, tmp_path)
+    output = release(tmp_path, tmp_path / "out" / "small.safetensors", {"title": "A test"})
+    released = SuperPoint.from_pretrained(output)
+    assert released.config.norm == ("none" if order == "conv-norm-relu" else "batch")
+    images = batch_of(config)["image0"]
+    with torch.no_grad():
+        expected, got = result.model(images), released(images)
+    for key in expected:
+        torch.testing.assert_close(got[key], expected[key], rtol=0.02, atol=0.02)
+    metadata = load_weights(output).metadata
+    assert metadata["title"] == "A test"
+    assert metadata["seed"] == 0
+    assert metadata["steps"] == 6
+    assert metadata["training"]["descriptor_loss"] == "infonce"
+    assert {"commit", "machine", "seconds"} <= metadata.keys()
+    assert output.stat().st_size < 0.7 * result.weights_path.stat().st_size
+
+
+def test_an_unfinished_run_cannot_be_released(tmp_path):
+    with pytest.raises(FileNotFoundError, match="finish the training"):
+        release(tmp_path, tmp_path / "small.safetensors")
+
+
+def test_worker_processes_change_nothing(tmp_path):
+    alone = run(TINY, tmp_path / "alone")
+    helped = run(replace(TINY, workers=1), tmp_path / "helped")
+    assert same_weights(alone.model, helped.model)
+
+
+def test_a_compiled_network_is_asked_for_by_the_configuration(tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda module: compiled.append(module) or module)
+    run(replace(TINY, compile=True, steps=1), tmp_path)
+    assert [type(module) for module in compiled] == [MagicPoint]
+
+
+def test_fabric_is_imported_only_where_training_happens():
+    code = (
+        "import sys; sys.modules['lightning_fabric'] = None; "
+        "import superpoint_lib.training; print('fine')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "fine", done.stderr
