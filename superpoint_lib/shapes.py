@@ -34,7 +34,7 @@ PRIMITIVES: tuple[str, ...] = (
 )
 
 _SHIFT = 8  # fractional bits of the coordinates OpenCV draws with
-_SPREAD = 0.67  # measured: an anti-aliased fill reaches this far beyond its outline, in pixels
+_SPREAD = 0.62  # measured: an anti-aliased fill reaches this far beyond its outline, in pixels
 _COVER_MARGIN = 0.005  # labels this close to a later shape's edge are covered; of the canvas
 
 
@@ -95,6 +95,8 @@ class ShapesConfig:
                 f"min_contrast: {self.min_contrast} is outside 0..40; four gray levels further "
                 "apart do not fit into 0..255 wherever the first three lie"
             )
+        if not 0 < self.noise_contrast[0] <= self.noise_contrast[1]:
+            raise ValueError(f"noise_contrast: {self.noise_contrast} is not 0 < low <= high")
         if self.blur_kernel < 1 or self.blur_kernel % 2 == 0:
             raise ValueError(f"blur_kernel: {self.blur_kernel} is not an odd number >= 1")
         if min(self.canvas_height, self.canvas_width, self.height, self.width) < 16:
@@ -173,6 +175,14 @@ class _Canvas:
         self.image = self.enlarge(np.clip(self.background + texture, 0, 255).astype(np.uint8))
         self.occupied: NDArray[np.uint8] = np.zeros((self.height, self.width), np.uint8)
         self.keypoints: FloatArray = np.zeros((0, 2))
+
+    def random_points(self, shape: tuple[int, ...], margin: FloatArray | float) -> FloatArray:
+        """Points (*shape, 2) at least `margin` (broadcast to the result) inside the frame.
+
+        The frame is that of the outermost pixel centres after reduction, where labels end.
+        """
+        rim = margin + 0.5 * max(self.height / self.config.height, self.width / self.config.width)
+        return rim + self.rng.random((*shape, 2)) * (self.size - 2 * rim)
 
     def smooth_noise(self, finest: float, coarsest: float) -> NDArray[np.float32]:
         """Noise of deviation about 1 that varies over a random fraction of the canvas' height.
@@ -270,19 +280,20 @@ class _Canvas:
 
 
 def fill_polygons(image: NDArray[np.uint8], polygons: FloatArray, levels: FloatArray) -> None:
-    """Fill polygons one over the other, anti-aliased, with edges where the coordinates say.
+    """Fill convex polygons one over the other, anti-aliased, with edges where the coordinates say.
 
-    OpenCV's anti-aliased fill reaches about two thirds of a pixel beyond the outline; the corners
+    OpenCV's anti-aliased fill reaches about 0.6 pixels beyond the outline; the corners
     are moved inwards by as much before they are drawn.
 
     Args:
         image: uint8 (H, W), drawn into.
-        polygons: (M, K, 2) corners in order; each polygon simple, convex or not.
+        polygons: (M, K, 2) corners in order; each polygon convex.
         levels: (M,) gray levels, 0..255.
     """
     corners = _fixed_point(_inset(polygons, _SPREAD))
     for polygon, level in zip(corners, levels.tolist(), strict=True):
-        cv2.fillPoly(image, [polygon], level, cv2.LINE_AA, _SHIFT)
+        # fillPoly would also take others, but places edges half a pixel off now and then.
+        cv2.fillConvexPoly(image, polygon, level, cv2.LINE_AA, _SHIFT)
 
 
 def _fixed_point(points: FloatArray) -> NDArray[np.int32]:
@@ -364,7 +375,7 @@ def _draw_lines(canvas: _Canvas) -> None:
     """One to nine separate segments, labelled at both ends."""
     rng, unit = canvas.rng, canvas.unit
     count = int(rng.integers(1, 10))
-    segments = rng.random((3 * count, 2, 2)) * canvas.size
+    segments = canvas.random_points((3 * count, 2), 0.0)
     long_enough = np.linalg.norm(segments[:, 1] - segments[:, 0], axis=1) > 0.08 * unit
     segments = segments[long_enough]
     outlines = _strips(segments, rng.uniform(0.01, 0.02, len(segments)) * unit)
@@ -378,24 +389,26 @@ def _draw_lines(canvas: _Canvas) -> None:
 def _random_polygons(
     count: int, min_radius: float, max_radius: float, canvas: _Canvas
 ) -> list[FloatArray]:
-    """Up to `count` polygons of three to seven corners, each corner at 20 to 120 degrees.
+    """Up to `count` convex polygons of three to seven corners, each of 20 to 120 degrees.
 
     Corners are placed around a centre, one in each of k equal sectors; corners too close to the
-    next one or too flat to be told apart are left out, polygons left with fewer than three too.
+    next one or too flat to be told apart are left out, and so are polygons that then have fewer
+    than three, or hollow, flat or needle-sharp ones.
     """
     rng = canvas.rng
     corners = rng.integers(3, 8, (count, 1))
     place = np.arange(7)
     angle = (place + rng.random((count, 7))) * (2 * np.pi / corners)
     radius = np.maximum(rng.random((count, 1)) * max_radius, min_radius)
-    center = radius + rng.random((count, 2)) * (canvas.size - 2 * radius)
+    center = canvas.random_points((count,), radius)
     reach = radius * np.maximum(rng.random((count, 7)), 0.4)
     z = _as_complex(center)[:, None] + reach * np.exp(1j * angle)
     gap = np.abs(np.take_along_axis(z, (place + 1) % corners, axis=1) - z)
     z, corners = _select_corners(z, corners, gap > 0.05 * canvas.unit)
     z, corners = _select_corners(z, corners, np.abs(_turns(z, corners)) > np.pi / 3)
-    sharp = np.abs(_turns(z, corners)) > 8 * np.pi / 9
-    usable = (corners[:, 0] >= 3) & ~(sharp & (place < corners)).any(axis=1)
+    turns = _turns(z, corners)
+    good = (turns > np.pi / 3) & (turns < 8 * np.pi / 9) | (place >= corners)
+    usable = (corners[:, 0] >= 3) & good.all(axis=1)
     return [_as_points(z[i, : corners[i, 0]]) for i in np.flatnonzero(usable)]
 
 
@@ -442,8 +455,7 @@ def _draw_ellipses(canvas: _Canvas) -> None:
     rng = canvas.rng
     count = int(rng.integers(1, 21))
     axes = np.maximum(rng.random((count, 2)) / 4, 0.03) * canvas.unit
-    margin = axes.max(axis=1, keepdims=True)
-    centers = margin + rng.random((count, 2)) * (canvas.size - 2 * margin)
+    centers = canvas.random_points((count,), axes.max(axis=1, keepdims=True))
     for outline in _ellipses(centers, axes, rng.uniform(0, np.pi, count)):
         canvas.add_separate(outline, [(outline[None], canvas.colors(1))], outline[:0])
 
@@ -454,7 +466,7 @@ def _draw_star(canvas: _Canvas) -> None:
     branches = int(rng.integers(3, 6))
     thickness = rng.uniform(0.01, 0.02) * unit
     radius = max(rng.random() / 2, 0.2) * unit
-    center = radius + rng.random(2) * (canvas.size - 2 * radius)
+    center = canvas.random_points((), radius)
     # Neighbouring branches stay at least 0.3 of a sector apart, so that their ends do.
     sector = 2 * np.pi / branches
     angle = rng.uniform(0, sector) + (np.arange(branches) + 0.7 * rng.random(branches)) * sector
@@ -479,9 +491,9 @@ def _draw_checkerboard(canvas: _Canvas) -> None:
     jitter = rng.uniform(0.05, 0.2) * max(canvas.height, canvas.width)
     grid = _perspective_grid(x, y, jitter, canvas)
     first, second = canvas.colors(2)
-    parity = np.add.outer(np.arange(rows), np.arange(columns)) % 2
     spread = 0.25 * canvas.config.min_contrast
-    levels = np.where(parity == 0, first, second) + rng.uniform(-spread, spread, parity.shape)
+    levels = np.where(_parity((rows, columns)) == 0, first, second)
+    levels += rng.uniform(-spread, spread, levels.shape)
     _draw_board(grid, np.clip(levels, 0, 255), canvas)
 
 
@@ -521,16 +533,25 @@ def _perspective_grid(
         jitter *= 0.95
 
 
+def _parity(shape: tuple[int, ...]) -> NDArray[np.int64]:
+    """The colour class 0 or 1 of the cells of a board (rows, columns)."""
+    return np.indices(shape).sum(axis=0) % 2
+
+
 def _draw_board(grid: FloatArray, levels: FloatArray, canvas: _Canvas) -> None:
     """Draw the cells of a grid (R+1, C+1, 2) at levels (R, C); every grid point is a label.
 
-    The whole board is filled first, so that no background shows in the seams between cells.
+    The whole board is filled first, so that no background shows in the seams between cells. What
+    is drawn last gains a little at a seam, so one colour of the checkerboard comes after the
+    other: its cells grow alike on all sides and the corners between them stay in place.
     """
     outline = np.stack((grid[0, 0], grid[0, -1], grid[-1, -1], grid[-1, 0]))
     cells = np.stack((grid[:-1, :-1], grid[:-1, 1:], grid[1:, 1:], grid[1:, :-1]), axis=2)
+    parity = _parity(levels.shape)
     parts = [
         (outline[None], np.array([levels.mean()])),
-        (cells.reshape(-1, 4, 2), levels.ravel()),
+        (cells[parity == 0], levels[parity == 0]),
+        (cells[parity == 1], levels[parity == 1]),
     ]
     canvas.add(outline, parts, grid.reshape(-1, 2))
     if canvas.rng.random() < canvas.config.edge_line_probability:
