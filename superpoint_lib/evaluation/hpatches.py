@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -191,7 +191,7 @@ def superpoint_extractor(model: torch.nn.Module, subpixel: bool = True) -> Extra
     def extractor(image: Image, task: TaskConfig) -> Features:
         if task.nms == "box":
             return _extract_with_boxes(model, image, task, subpixel)
-        return extract(
+        features = extract(
             model,
             image,
             max_keypoints=task.extract_keypoints,
@@ -199,6 +199,7 @@ def superpoint_extractor(model: torch.nn.Module, subpixel: bool = True) -> Extra
             nms_radius=task.nms_radius,
             subpixel=subpixel,
         )
+        return cast(Features, features)
 
     return extractor
 

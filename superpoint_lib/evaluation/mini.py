@@ -62,7 +62,7 @@ class MiniConfig:
 
     height: int = 480
     width: int = 640
-    pairs: int = 3
+    pairs: int = 2
     illumination: bool = True
     viewpoint: bool = True
     homography: HomographyConfig = field(

@@ -101,27 +101,33 @@ class Results:
         Returns:
             Rows with the keys extractor, part, metric, value, low, high, pairs.
         """
-        return [
-            {
-                "extractor": extractor,
-                "part": part,
-                "metric": metric,
-                "value": interval.mean,
-                "low": interval.low,
-                "high": interval.high,
-                "pairs": int(np.isfinite(values).sum()),
-            }
-            for part in (self.splits if parts is None else parts)
-            for extractor in self.extractors
-            for chosen in [self.select(extractor, part)]
-            for metric in self.protocol.metrics
-            if not np.isnan(values := chosen.values(metric)).all()
-            for interval in [
-                metrics.bootstrap_mean(
-                    values, chosen._clusters() if clustered else None, confidence=confidence
+        rows = []
+        for part in self.splits if parts is None else parts:
+            for extractor in self.extractors:
+                rows += self.select(extractor, part)._means(part, confidence, clustered)
+        return rows
+
+    def _means(self, part: str, confidence: float, clustered: bool) -> list[Record]:
+        """The rows of ``summary`` for the one extractor these results hold."""
+        clusters = self._clusters() if clustered else None
+        rows = []
+        for metric in self.protocol.metrics:
+            values = self.values(metric)
+            known = int((~np.isnan(values)).sum())
+            if known:
+                interval = metrics.bootstrap_mean(values, clusters, confidence=confidence)
+                rows.append(
+                    {
+                        "extractor": self.extractors[0],
+                        "part": part,
+                        "metric": metric,
+                        "value": interval.mean,
+                        "low": interval.low,
+                        "high": interval.high,
+                        "pairs": known,
+                    }
                 )
-            ]
-        ]
+        return rows
 
     def table(
         self,
