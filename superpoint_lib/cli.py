@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import re
 import shlex
@@ -176,6 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         return _fail(f"{error} (see superpoint --help)" if name not in COMMANDS else error, 2)
     except KeyboardInterrupt:
+        logging.disable()  # asyncio would report the notebook that was stopped, at length
         return _fail(f"{name}: stopped; what was finished is kept", 130)
     except Exception as error:
         if os.environ.get("SUPERPOINT_TRACEBACK"):

@@ -31,6 +31,7 @@ from superpoint_lib.paths import project_root, runs_dir, write_json
 from superpoint_lib.report import Page, render_page, results_table, write_index
 
 DEFAULT_CELL_TIMEOUT = 6 * 3600
+KERNEL_START_TIMEOUT = 300  # a busy machine takes its time
 RUN_PLACEHOLDER = "{run}/"
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 
@@ -411,6 +412,7 @@ def _execute(stage: Stage, target: Path, cell_timeout: int) -> str:
             # Relative paths in a profile are meant from the top of the checkout.
             cwd=str(project_root()),
             progress_bar=False,
+            start_timeout=KERNEL_START_TIMEOUT,
             execution_timeout=cell_timeout,
             # The kernel runs on this machine; without this it warns on every start.
             config=Config({"KernelManager": {"transport_encryption": "auto"}}),

@@ -111,6 +111,7 @@ def test_stopping_a_command_is_no_traceback(monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setitem(COMMANDS, "train", ("", stopped))
+    monkeypatch.setattr(cli.logging, "disable", lambda: None)  # it would last
     assert "what was finished is kept" in fails(["train"], capsys, 130)
 
 

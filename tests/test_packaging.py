@@ -10,6 +10,8 @@ from notebook_cells import ROOT
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from superpoint_lib.cli import COMMANDS
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
@@ -76,15 +78,28 @@ def test_continuous_integration_calls_the_make_targets():
     assert steps == {".ci/run", "make tutorial"}
 
 
-def test_every_make_target_is_in_the_help_or_part_of_a_listed_one():
+def make_targets() -> set[str]:
     text = (ROOT / "Makefile").read_text()
     phony = re.search(r"^\.PHONY: (.*?[^\\])$", text, re.M | re.S).group(1)
     targets = set(phony.replace("\\", " ").split())
-    defined = set(re.findall(r"^([a-z-]+):(?! export)", text, re.M))
-    assert targets == defined
-    described = set(re.findall(r'@echo "make ([a-z-]+)', text))
+    assert targets == set(re.findall(r"^([a-z-]+):(?! export)", text, re.M))
+    return targets
+
+
+def test_every_make_target_is_in_the_help_or_part_of_a_listed_one():
+    described = set(re.findall(r'@echo "make ([a-z-]+)', (ROOT / "Makefile").read_text()))
+    targets = make_targets()
     parts = {target for target in targets if target.startswith("test-")} | {"lint", "setup", "help"}
     assert described == targets - parts
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "data/README.md"])
+def test_the_documents_name_targets_and_commands_that_exist(name):
+    code = re.findall(r"```.*?```|`[^`\n]+`", (ROOT / name).read_text(), re.S)
+    named = {target for text in code for target in re.findall(r"\bmake ([a-z][a-z-]+)", text)}
+    assert named <= make_targets()
+    commands = {word for text in code for word in re.findall(r"\bsuperpoint ([a-z]+)\b", text)}
+    assert commands <= set(COMMANDS)
 
 
 @pytest.mark.parametrize(
