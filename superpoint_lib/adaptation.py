@@ -55,6 +55,7 @@ class AdaptConfig:
         images: folders of pictures, searched recursively.
         output: where the labels go: ``output/<relative stem>.npz`` for one folder, and
             ``output/<folder name>/<relative stem>.npz`` for several.
+        limit: label at most so many pictures, spread evenly over all of them; 0 labels all.
         warps: homographies for each picture, the identity included.
         aggregation: "mean" of the responses of the warps that see a pixel, or their "max".
         threshold: least aggregated response of a keypoint, in [0, 1].
@@ -78,6 +79,7 @@ class AdaptConfig:
     weights: str = "magicpoint-synthetic"
     images: tuple[str, ...] = ()
     output: str = "runs/labels"
+    limit: int = 0
     warps: int = 100
     aggregation: Literal["mean", "max"] = "mean"
     threshold: float = 0.015
@@ -95,10 +97,10 @@ class AdaptConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.warps < 1 or self.batch < 0:
+        if self.warps < 1 or self.batch < 0 or self.limit < 0:
             raise ValueError(
-                "warps must be at least 1 and batch not negative, "
-                f"got {self.warps} and {self.batch}"
+                "warps must be at least 1, batch and limit not negative, "
+                f"got {self.warps}, {self.batch} and {self.limit}"
             )
         if self.height % _CELL or self.width % _CELL or (self.height == 0) != (self.width == 0):
             raise ValueError(
@@ -351,7 +353,10 @@ def _list_jobs(config: AdaptConfig) -> tuple[list[_Job], list[tuple[Path, str]]]
                 )
             else:
                 jobs[label] = _Job(picture, relative.as_posix(), label)
-    return list(jobs.values()), clashes
+    found = list(jobs.values())
+    if 0 < config.limit < len(found):
+        found = [found[i * len(found) // config.limit] for i in range(config.limit)]
+    return found, clashes
 
 
 def _settings(config: AdaptConfig, model: nn.Module) -> dict[str, object]:

@@ -304,6 +304,23 @@ def test_how_fast_it_is_made_is_not_a_setting(config):
     assert len(report.skipped_existing) == 3
 
 
+def test_a_limit_labels_so_many_pictures(config):
+    report = export_labels(replace(config, limit=2), progress=False)
+    assert names(report.written) == {"a.npz", "b.npz"}
+    report = export_labels(replace(config, limit=1, output=config.output + "1"), progress=False)
+    assert names(report.written) == {"a.npz"}
+    # Raising it adds what is missing; more than there are is all of them.
+    report = export_labels(replace(config, limit=9), progress=False)
+    assert names(report.written) == {"c.npz"} and len(report.skipped_existing) == 2
+
+
+def test_a_limit_spreads_over_the_folder(config, images):
+    for i in range(7):
+        cv2.imwrite(str(images / f"many{i}.png"), np.zeros((60, 90), np.uint8))
+    report = export_labels(replace(config, limit=3), progress=False)
+    assert names(report.written) == {"a.npz", "many1.npz", "many4.npz"}
+
+
 def test_labels_do_not_depend_on_batches_or_neighbours(config, images, tmp_path):
     export_labels(replace(config, batch=9), progress=False)
     (images / "a.png").unlink()
@@ -401,6 +418,7 @@ def test_nothing_to_label_and_missing_folders(config, tmp_path):
     [
         ({"warps": 0}, "at least 1"),
         ({"batch": -1}, "not negative"),
+        ({"limit": -1}, "not negative"),
         ({"height": 100}, "multiples of 8"),
         ({"height": 0}, "both 0"),
         ({"homography": "sideways"}, "sideways"),
