@@ -247,5 +247,7 @@ def augment_homographic(
     H = sample_homographies(1, height, width, config, rng)[0]
     valid = np.asarray(valid_mask(H[None], height, width, border)[0])
     points = warp_points(np.asarray(keypoints, np.float64).reshape(-1, 2), H)
-    inside = ((points >= 0) & (points <= (width - 1, height - 1))).all(axis=1)
-    return warp_image(image, H), points[inside].astype(np.float32), valid, H
+    # Rounding must not push a keypoint on the outermost pixels out of the frame.
+    inside = ((points > -1e-3) & (points < (width - 1 + 1e-3, height - 1 + 1e-3))).all(axis=1)
+    kept = np.clip(points[inside], 0, (width - 1, height - 1)).astype(np.float32)
+    return warp_image(image, H), kept, valid, H

@@ -541,15 +541,15 @@ def _parity(shape: tuple[int, ...]) -> NDArray[np.int64]:
 def _draw_board(grid: FloatArray, levels: FloatArray, canvas: _Canvas) -> None:
     """Draw the cells of a grid (R+1, C+1, 2) at levels (R, C); every grid point is a label.
 
-    The whole board is filled first, so that no background shows in the seams between cells. What
-    is drawn last gains a little at a seam, so one colour of the checkerboard comes after the
-    other: its cells grow alike on all sides and the corners between them stay in place.
+    The board is filled first, all but its rim, so that no background shows in the seams between
+    cells. What is drawn last gains a little at a seam, so one colour of the checkerboard comes
+    after the other: its cells grow alike on all sides, and the corners between them stay in place.
     """
     outline = np.stack((grid[0, 0], grid[0, -1], grid[-1, -1], grid[-1, 0]))
     cells = np.stack((grid[:-1, :-1], grid[:-1, 1:], grid[1:, 1:], grid[1:, :-1]), axis=2)
     parity = _parity(levels.shape)
     parts = [
-        (outline[None], np.array([levels.mean()])),
+        (_inset(outline[None], 1.0), np.array([levels.mean()])),
         (cells[parity == 0], levels[parity == 0]),
         (cells[parity == 1], levels[parity == 1]),
     ]
@@ -576,7 +576,10 @@ def _draw_cube(canvas: _Canvas) -> None:
     levels = [canvas.color()]
     levels.append(canvas.color(*levels))
     levels.append(canvas.color(*levels))
-    parts = [(hull[None], np.array([np.mean(levels)])), (flat[faces], np.array(levels))]
+    parts = [
+        (_inset(hull[None], 1.0), np.array([np.mean(levels)])),
+        (flat[faces], np.array(levels)),
+    ]
     canvas.add(hull, parts, flat[seen])
     if rng.random() < canvas.config.edge_line_probability:
         canvas.draw_edges(flat[[*face, face[0]]] for face in faces)

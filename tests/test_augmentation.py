@@ -1,0 +1,217 @@
+import dataclasses
+
+import cv2
+import numpy as np
+import pytest
+
+from superpoint_lib import augmentation
+from superpoint_lib.augmentation import (
+    PHOTOMETRIC_PRESETS,
+    PhotometricConfig,
+    add_gaussian_noise,
+    add_motion_blur,
+    add_shade,
+    add_speckle_noise,
+    augment_homographic,
+    augment_photometric,
+    change_brightness,
+    change_contrast,
+    motion_kernel,
+)
+from superpoint_lib.geometry import HOMOGRAPHY_PRESETS, warp_points
+
+
+def _rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def _gray(level=0.5, shape=(120, 160)):
+    return np.full(shape, level, np.float32)
+
+
+def test_presets_are_the_published_ones():
+    synthetic = PHOTOMETRIC_PRESETS["synthetic"]
+    assert synthetic.brightness_change == 75 and synthetic.contrast_range == (0.3, 1.8)
+    assert synthetic.noise_sigma == (0, 15) and synthetic.motion_kernel == 7
+    assert synthetic.shade_transparency == (-0.5, 0.8) and synthetic.shade_kernel == (50, 100)
+    for name, contrast in (("coco_magicpoint", (0.3, 1.5)), ("coco_superpoint", (0.5, 1.5))):
+        coco = PHOTOMETRIC_PRESETS[name]
+        assert coco.contrast_range == contrast and coco.brightness_change == 50
+        assert coco.noise_sigma == (0, 10) and coco.motion_kernel == 3
+        assert coco.shade_transparency == (-0.5, 0.5) and coco.shade_kernel == (100, 150)
+    assert all(p.speckle_probability == (0, 0.0035) for p in PHOTOMETRIC_PRESETS.values())
+    assert all(p.shade_ellipses == 20 for p in PHOTOMETRIC_PRESETS.values())
+
+
+def test_no_effect_leaves_the_picture_alone():
+    image = _rng().random((24, 32), dtype=np.float32)
+    result = augment_photometric(image, PHOTOMETRIC_PRESETS["none"], _rng())
+    assert np.array_equal(result, image) and result is not image
+
+
+@pytest.mark.parametrize("preset", ["synthetic", "coco_magicpoint", "coco_superpoint"])
+def test_augmented_pictures_are_new_clipped_and_repeatable(preset):
+    image = _rng().random((120, 160), dtype=np.float32)
+    before = image.copy()
+    config = PHOTOMETRIC_PRESETS[preset]
+    results = [augment_photometric(image, config, _rng(seed)) for seed in range(12)]
+    assert all(r.shape == image.shape and r.dtype == np.float32 for r in results)
+    assert all(r.min() >= 0 and r.max() <= 1 for r in results)
+    assert np.array_equal(image, before)
+    assert np.array_equal(results[3], augment_photometric(image, config, _rng(3)))
+    assert not np.array_equal(results[3], results[4])
+
+
+@pytest.mark.parametrize(
+    "effect", ["brightness", "contrast", "noise", "speckle", "shade", "motion_blur"]
+)
+def test_each_effect_has_a_switch(effect):
+    image = _rng().random((60, 80), dtype=np.float32) * 0.5 + 0.25
+    only = dataclasses.replace(PHOTOMETRIC_PRESETS["none"], motion_kernel=7, **{effect: True})
+    changed = [augment_photometric(image, only, _rng(seed)) for seed in range(8)]
+    assert any(not np.array_equal(result, image) for result in changed)
+
+
+def test_the_order_of_the_effects_varies():
+    # Blur before noise leaves full noise, noise before blur smoothes it.
+    config = dataclasses.replace(
+        PHOTOMETRIC_PRESETS["none"],
+        noise=True,
+        noise_sigma=(20.0, 20.0),
+        motion_blur=True,
+        motion_kernel=7,
+    )
+    strengths = [augment_photometric(_gray(), config, _rng(s)).std() * 255 for s in range(40)]
+    assert max(strengths) > 19 and min(strengths) < 14
+
+
+def test_brightness_adds_one_number():
+    image = _rng().random((8, 8), dtype=np.float32)
+    moves = [change_brightness(image, 51, _rng(seed)) - image for seed in range(50)]
+    assert all(np.ptp(move) < 1e-6 for move in moves)
+    means = np.array([move.mean() for move in moves])
+    assert np.abs(means).max() <= 0.2 and means.min() < -0.1 and means.max() > 0.1
+
+
+def test_contrast_scales_about_the_mean():
+    image = np.array([[0.2, 0.4], [0.6, 0.8]], np.float32)
+    expected = np.array([[-0.1, 0.3], [0.7, 1.1]])
+    assert np.allclose(change_contrast(image, (2.0, 2.0), _rng()), expected, atol=1e-6)
+
+
+def test_gaussian_noise_has_the_stated_deviation():
+    noisy = add_gaussian_noise(_gray(), (10.0, 10.0), _rng())
+    assert noisy.std() * 255 == pytest.approx(10, rel=0.03)
+    assert noisy.mean() == pytest.approx(0.5, abs=1e-3)
+    assert np.array_equal(add_gaussian_noise(_gray(), (0.0, 0.0), _rng()), _gray())
+
+
+def test_speckle_turns_the_stated_share_black_and_white():
+    noisy = add_speckle_noise(_gray(shape=(400, 400)), (0.01, 0.01), _rng())
+    assert set(np.unique(noisy)) == {0.0, 0.5, 1.0}
+    assert (noisy == 0).mean() == pytest.approx(0.01, rel=0.15)
+    assert (noisy == 1).mean() == pytest.approx(0.01, rel=0.15)
+
+
+def test_shade_scales_smoothly_between_one_and_the_stated_strength():
+    image = _gray(0.4)
+    darker = add_shade(image, 20, (0.8, 0.8), (50, 100), _rng())
+    assert darker.min() >= 0.4 * 0.2 - 1e-6 and darker.max() <= 0.4 + 1e-6
+    assert np.ptp(darker) > 0.1
+    assert max(np.abs(np.diff(darker, axis=a)).max() for a in (0, 1)) < 0.02
+    lighter = add_shade(image, 20, (-0.5, -0.5), (50, 100), _rng())
+    assert lighter.max() <= 0.4 * 1.5 + 1e-6 and lighter.min() >= 0.4 - 1e-6
+    assert np.array_equal(add_shade(image, 0, (0.8, 0.8), (50, 100), _rng()), image)
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (17, 200), (240, 320)])
+def test_shade_takes_any_size(shape):
+    shaded = add_shade(_gray(0.4, shape), 20, (0.8, 0.8), (100, 150), _rng())
+    assert shaded.shape == shape and shaded.min() >= 0.08 - 1e-6
+
+
+@pytest.mark.parametrize("side", [3, 5, 7])
+@pytest.mark.parametrize("angle", [0.0, 0.3, np.pi / 4, 2.0])
+def test_motion_kernels_sum_to_one_and_are_symmetric(side, angle):
+    kernel = motion_kernel(side, angle)
+    assert kernel.shape == (side, side) and kernel.min() >= 0
+    assert kernel.sum() == pytest.approx(1, abs=1e-6)
+    assert np.allclose(kernel, kernel[::-1, ::-1])
+
+
+def test_motion_blur_along_x_leaves_columns_alone():
+    kernel = motion_kernel(5, 0.0)
+    assert np.allclose(kernel[[0, 1, 3, 4]], 0) and (kernel[2] > 0).all()
+    assert kernel[2].argmax() == 2
+    stripes = np.tile(np.arange(16, dtype=np.float32)[:, None] / 16, (1, 16))
+    assert np.allclose(cv2.filter2D(stripes, -1, kernel), stripes, atol=1e-6)
+
+
+def test_motion_blur_of_side_one_changes_nothing():
+    image = _rng().random((16, 16), dtype=np.float32)
+    assert np.array_equal(add_motion_blur(image, 1, _rng()), image)
+    sides = {np.count_nonzero(_blurred_dot(seed).max(axis=0)) for seed in range(60)}
+    assert max(sides) <= 7
+
+
+def _blurred_dot(seed):
+    dot = np.zeros((21, 21), np.float32)
+    dot[10, 10] = 1
+    return add_motion_blur(dot, 7, _rng(seed))
+
+
+def test_keypoints_follow_the_picture():
+    # A soft dot's centre of gravity lands where its keypoint does.
+    y, x = np.mgrid[:120, :160]
+    keypoints = np.array([[80.25, 60.5]], np.float32)
+    image = np.exp(-((x - 80.25) ** 2 + (y - 60.5) ** 2) / 4.5).astype(np.float32)
+    checked = 0
+    for seed in range(12):
+        warped, points, valid, H = augment_homographic(
+            image, keypoints, HOMOGRAPHY_PRESETS["synthetic"], _rng(seed)
+        )
+        assert warped.shape == valid.shape == (120, 160) and valid.dtype == bool
+        assert H.shape == (3, 3) and points.dtype == np.float32
+        if len(points) == 1 and (points > 20).all() and (points < (139, 99)).all():
+            center = np.array([(warped * x).sum(), (warped * y).sum()]) / warped.sum()
+            assert np.abs(center - points[0]).max() < 0.15
+            assert np.allclose(warp_points(keypoints.astype(np.float64), H), points, atol=1e-3)
+            checked += 1
+    assert checked >= 6
+
+
+def test_keypoints_that_leave_the_frame_are_dropped():
+    grid = np.stack(np.meshgrid(np.arange(0, 160, 5), np.arange(0, 120, 5)), -1).reshape(-1, 2)
+    image = _gray(1.0)
+    lost = 0
+    for seed in range(8):
+        warped, points, valid, _ = augment_homographic(
+            image, grid.astype(np.float32), HOMOGRAPHY_PRESETS["synthetic"], _rng(seed), border=3
+        )
+        assert (points >= 0).all() and (points <= (159, 119)).all()
+        assert (warped[valid] == 1).all()
+        lost += len(grid) - len(points)
+    assert lost > 0
+
+
+def test_identity_keeps_everything_but_the_rim():
+    image = _rng().random((40, 48), dtype=np.float32)
+    keypoints = np.array([[0.0, 0.0], [47.0, 39.0], [20.5, 3.25]], np.float32)
+    warped, points, valid, H = augment_homographic(
+        image, keypoints, HOMOGRAPHY_PRESETS["identity"], _rng(), border=2
+    )
+    assert np.allclose(warped, image, atol=1e-5) and np.allclose(points, keypoints, atol=1e-4)
+    assert np.allclose(H, np.eye(3), atol=1e-6)
+    assert valid[2:-2, 2:-2].all() and not valid[0].any() and not valid[:, 0].any()
+
+
+def test_pictures_without_keypoints_stay_without():
+    _, points, _, _ = augment_homographic(
+        _gray(), np.zeros((0, 2), np.float32), HOMOGRAPHY_PRESETS["synthetic"], _rng()
+    )
+    assert points.shape == (0, 2) and points.dtype == np.float32
+
+
+def test_effects_match_the_switches():
+    assert len(augmentation._effects(PhotometricConfig())) == 6
+    assert augmentation._effects(PHOTOMETRIC_PRESETS["none"]) == []
