@@ -167,6 +167,13 @@ def _warped_centers(H_0to1: Tensor, rows: int, columns: int) -> tuple[Tensor, Te
     return centers, warp_points(centers.expand(len(H_0to1), -1, -1), H_0to1)
 
 
+def _adjugate(H: Tensor) -> Tensor:
+    """The inverse up to scale, which is all a homography needs, without waiting for the device."""
+    a, b, c = H.unbind(-2)
+    cross = torch.linalg.cross
+    return torch.stack((cross(b, c), cross(c, a), cross(a, b)), dim=-1)
+
+
 def _within(a: Tensor, b: Tensor, distance: float) -> Tensor:
     """Euclidean distance <= ``distance``, broadcast; one reading for all losses, no square root."""
     return (a[..., 0] - b[..., 0]).square() + (a[..., 1] - b[..., 1]).square() <= distance**2
@@ -183,14 +190,12 @@ def _nearby_cells(
     centers, warped = _warped_centers(H_0to1, rows, columns)
     reach = math.floor(distance / CELL + 0.5)
     steps = torch.arange(-reach, reach + 1, device=warped.device)
-    offsets = torch.cartesian_prod(steps, steps)
-    limit = torch.tensor([columns, rows], device=warped.device)
+    offset_x, offset_y = torch.cartesian_prod(steps, steps).unbind(-1)
     # Points at infinity have no cell; any far index will do, the distance below refuses them.
-    grid = ((warped - (CELL - 1) / 2) / CELL).nan_to_num(-1e6).clamp(-1e6, 1e6)
-    cells = grid.round().long()[:, :, None] + offsets
-    inside = ((cells >= 0) & (cells < limit)).all(-1)
-    cells = cells.clamp_min(0).minimum(limit - 1)
-    index = cells[..., 1] * columns + cells[..., 0]
+    grid = ((warped - (CELL - 1) / 2) / CELL).nan_to_num(-1e6).clamp(-1e6, 1e6).round().long()
+    x, y = grid[:, :, :1] + offset_x, grid[:, :, 1:] + offset_y
+    inside = (x >= 0) & (x < columns) & (y >= 0) & (y < rows)
+    index = y.clamp(0, rows - 1) * columns + x.clamp(0, columns - 1)
     return index, inside & _within(warped[:, :, None], centers[index], distance)
 
 
@@ -392,8 +397,9 @@ def descriptor_infonce_loss(
     with _full_precision(descriptors0):
         d0, d1 = _promote(descriptors0), _promote(descriptors1)
         forward = _infonce_one_way(d0, d1, H_0to1, valid0, valid1, temperature, exclusion)
-        H_1to0 = torch.linalg.inv(H_0to1.double()).to(H_0to1.dtype)
-        backward = _infonce_one_way(d1, d0, H_1to0, valid1, valid0, temperature, exclusion)
+        backward = _infonce_one_way(
+            d1, d0, _adjugate(H_0to1), valid1, valid0, temperature, exclusion
+        )
         return (forward + backward) / 2
 
 
@@ -459,7 +465,7 @@ def descriptor_sparse_loss(
     """
     rows, columns = _check_pair(descriptors0, descriptors1, H_0to1)
     device = descriptors0.device
-    draw_on = generator.device if generator is not None else device
+    draw_on = device if generator is None else generator.device
     with _full_precision(descriptors0):
         d0, d1 = _promote(descriptors0).flatten(2), _promote(descriptors1)
         warped, usable = _landing(H_0to1, valid0, valid1, d1)
@@ -495,27 +501,26 @@ def _landing(
     Places outside are moved to the border, finite, so that sampling there stays harmless.
     """
     rows, columns = like.shape[-2:]
-    _, warped = _warped_centers(H, rows, columns)
-    last = torch.tensor([columns * CELL - 1, rows * CELL - 1], device=H.device, dtype=H.dtype)
-    usable = ((warped >= 0) & (warped <= last)).all(-1)
-    warped = warped.nan_to_num(0.0).clamp_min(0).minimum(last)
+    x, y = _warped_centers(H, rows, columns)[1].unbind(-1)
+    last_x, last_y = columns * CELL - 1, rows * CELL - 1
+    usable = (x >= 0) & (x <= last_x) & (y >= 0) & (y <= last_y)
+    x, y = x.nan_to_num(0.0).clamp(0, last_x), y.nan_to_num(0.0).clamp(0, last_y)
     if valid_source is not None:
         usable = usable & valid_source.flatten(1)
     if valid_target is not None:
-        x, y = ((warped + 0.5) / CELL).floor().long().unbind(-1)
-        usable = usable & valid_target.flatten(1).gather(1, y * columns + x)
-    return warped, usable
+        cell_x, cell_y = (((v + 0.5) / CELL).floor().long() for v in (x, y))
+        usable = usable & valid_target.flatten(1).gather(1, cell_y * columns + cell_x)
+    return torch.stack((x, y), dim=-1), usable
 
 
 def _sample(descriptors: Tensor, points: Tensor) -> Tensor:
     """Unit descriptors (B, D, K) at pixels ``points`` (B, K, 2): bilinear, border padding."""
     rows, columns = descriptors.shape[-2:]
-    size = torch.tensor([columns, rows], device=points.device, dtype=descriptors.dtype) * CELL
+    x, y = points.to(descriptors.dtype).unbind(-1)
     # grid_sample puts the image edges, pixels -0.5 and size - 0.5, at -1 and 1.
-    grid = (2 * points.to(descriptors.dtype) + 1) / size - 1
-    sampled = F.grid_sample(
-        descriptors, grid[:, :, None], padding_mode="border", align_corners=False
-    )
+    scaled = ((2 * x + 1) / (columns * CELL) - 1, (2 * y + 1) / (rows * CELL) - 1)
+    grid = torch.stack(scaled, dim=-1)[:, :, None]
+    sampled = F.grid_sample(descriptors, grid, padding_mode="border", align_corners=False)
     return F.normalize(sampled.squeeze(-1), dim=1)
 
 

@@ -237,7 +237,8 @@ def pair_step(model: nn.Module, batch: Batch, config: TrainConfig, step: int = 0
         case "infonce":
             descriptor = descriptor_infonce_loss(*pair, temperature=config.temperature)
         case "sparse":
-            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+            generator = torch.Generator(descriptors0.device)
+            generator.manual_seed(config.seed * 1_000_003 + step)
             descriptor = descriptor_sparse_loss(*pair, generator=generator)
     loss = config.detector_weight * detector + config.descriptor_weight * descriptor
     return {"loss": loss, "detector": detector, "descriptor": descriptor}
@@ -726,7 +727,8 @@ def _precision_name(config: TrainConfig) -> str:
 def _machine(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{torch.get_num_threads()} threads of {_processor()}"
+    threads = torch.get_num_threads()
+    return f"{threads} thread{'s' * (threads > 1)} of {_processor()}"
 
 
 def _processor() -> str:

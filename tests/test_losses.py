@@ -9,10 +9,12 @@ import torch.nn.functional as F
 from sklearn.metrics import log_loss
 
 from superpoint_lib.extraction import sample_descriptors
+from superpoint_lib.geometry import warp_points
 from superpoint_lib.losses import (
     HINGE_LAMBDAS,
     HINGE_PRESETS,
     HingeConfig,
+    _adjugate,
     _nearby_cells,
     _sample,
     cell_centers,
@@ -185,6 +187,13 @@ def test_nearby_cells_are_the_true_entries_of_the_full_table(distance):
     table = torch.zeros(len(H), 30, 30, dtype=torch.int64)
     table.scatter_add_(2, index, positive.long())
     assert torch.equal(table, positive_pairs(H, 5, 6, distance).long())
+
+
+def test_the_adjugate_maps_back_in_float32():
+    H = homographies(20, dtype=torch.float32)
+    points = cell_centers(30, 40).expand(20, -1, -1)
+    back = warp_points(warp_points(points, H), _adjugate(H))
+    torch.testing.assert_close(back, points, atol=0.02, rtol=0)
 
 
 def test_sampling_agrees_with_extraction():
