@@ -216,8 +216,8 @@ def _strength(scores: Array | None, count: int) -> NDArray[np.float64]:
 
 
 def _score_colors(strength: NDArray[np.float64]) -> NDArray[np.float64]:
-    # The darkest fifth of the map would vanish on dark photographs.
-    return np.asarray(matplotlib.colormaps[SCORE_COLORMAP](0.2 + 0.8 * strength))
+    # The dark part of the map would vanish on dark photographs.
+    return np.asarray(matplotlib.colormaps[SCORE_COLORMAP](0.4 + 0.6 * strength))
 
 
 def _as_list(items: Any, single_ndim: int) -> list[Any]:
@@ -262,9 +262,10 @@ def render_keypoints(
     middles = (np.arange(_LEVELS) + 0.5) / _LEVELS
     colors = _score_colors(middles)
     for index in np.unique(level):  # weakest first: strong points end on top
-        circles = _circles(points[level == index], 1.8 + 3.2 * middles[index])
-        _polylines(canvas, circles, (0, 0, 0), closed=True, thickness=2)
-        _polylines(canvas, circles, _rgb(colors[index]), closed=True)
+        chosen, radius = points[level == index], 2.0 + 3.2 * middles[index]
+        # A dark rim outside the ring keeps it visible on white without filling its middle.
+        _polylines(canvas, _circles(chosen, radius + 1.2), (0, 0, 0), closed=True)
+        _polylines(canvas, _circles(chosen, radius), _rgb(colors[index]), closed=True)
     return canvas
 
 
@@ -1155,8 +1156,7 @@ def plot_hinge_loss(
     positive_similarity: float = 0.8,
     negative_similarity: float = 0.25,
     cells: int = 1200,
-    width: float = 9.0,
-    height: float = 2.9,
+    figure: Picture | None = None,
 ) -> Picture:
     """Draw what one pair of cells costs in the descriptor hinge loss, and what all cost together.
 
@@ -1172,47 +1172,50 @@ def plot_hinge_loss(
         negative_similarity: likewise for every other pair.
         cells: cells N of each image (1200 for 240 x 320 pixels): N corresponding pairs, N (N - 1)
             others.
-        width: of the figure in inches.
-        height: of the figure in inches.
+        figure: an earlier result, to be drawn anew with these values in half the time; None makes
+            a new figure.
 
     Returns:
         The figure: the two costs against the similarity, and both kinds' share of the loss
         (sum over all pairs divided by N^2).
     """
+    figure = figure or _hinge_figure()
+    first, second, bars = figure.axes
+    for artist in [item for ax in figure.axes for item in (*ax.lines, *ax.patches, *ax.texts)]:
+        artist.remove()
     similarity = np.linspace(-1.0, 1.0, 201)
-    figure = new_figure(width, height)
+    positive = lambda_d * np.maximum(0.0, positive_margin - similarity)
+    negative = np.maximum(0.0, similarity - negative_margin)
+    at_positive = lambda_d * max(0.0, positive_margin - positive_similarity)
+    at_negative = max(0.0, negative_similarity - negative_margin)
+    first.plot(similarity, positive, color=CORRECT)
+    first.plot([positive_similarity], [at_positive], "o", color="black", ms=7, zorder=3)
+    second.plot(similarity, negative, color=WRONG)
+    second.plot([negative_similarity], [at_negative], "o", color="black", ms=7, zorder=3)
+    for ax, highest in ((first, positive[0]), (second, negative[-1])):
+        ax.set_ylim(-0.05 * highest, 1.05 * highest or 1.0)
+    totals = [at_positive / cells, at_negative * (cells - 1) / cells]
+    bars.bar([0, 1], totals, color=[CORRECT, WRONG], width=0.6)
+    bars.set_ylim(0, 1.2 * max(*totals, 1e-6))
+    for place, total in enumerate(totals):
+        bars.text(place, total, f"{total:.3g}", ha="center", va="bottom")
+    return figure
+
+
+def _hinge_figure() -> Picture:
+    figure = new_figure(9.0, 2.9)
     # Fixed margins: laying out anew would double the time, and widgets draw this figure often.
     figure.set_layout_engine("none")
     margins = {"left": 0.07, "right": 0.99, "bottom": 0.2, "top": 0.89, "wspace": 0.22}
     first, second, bars = figure.subplots(1, 3, width_ratios=[1.2, 1.2, 1.0], gridspec_kw=margins)
-    totals = []
-    for ax, color, at, count, sign, margin, weight, title in (
-        (
-            first,
-            CORRECT,
-            positive_similarity,
-            1,
-            -1,
-            positive_margin,
-            lambda_d,
-            "a corresponding pair",
-        ),
-        (second, WRONG, negative_similarity, cells - 1, 1, negative_margin, 1.0, "any other pair"),
-    ):
-        here = weight * max(0.0, sign * (at - margin))
-        ax.plot(similarity, weight * np.maximum(0.0, sign * (similarity - margin)), color=color)
-        ax.plot([at], [here], "o", color="black", ms=7, zorder=3)
+    for ax, title in ((first, "a corresponding pair"), (second, "any other pair")):
         ax.set_xlim(-1.05, 1.05)
         ax.set_xticks([-1, 0, 1])
         ax.locator_params(axis="y", nbins=3)
         _finish_chart(ax, "similarity d·d'", "cost" if ax is first else "", title)
-        totals.append(count * here / cells)
-    bars.bar([0, 1], totals, color=[CORRECT, WRONG], width=0.6)
-    bars.set_xticks([0, 1], ["corresponding", "others"])
-    bars.set_ylim(0, 1.2 * max(*totals, 1e-6))
-    for place, total in enumerate(totals):
-        bars.text(place, total, f" {total:.3g}", ha="center", va="bottom")
     bars.set_title("share of the loss")
+    bars.set_xlim(-0.6, 1.6)
+    bars.set_xticks([0, 1], ["corresponding", "others"])
     bars.set_yticks([])
     bars.spines[["left"]].set_visible(False)
     return figure

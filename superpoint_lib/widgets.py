@@ -176,14 +176,19 @@ def _options(description: str) -> dict[str, Any]:
 
 def _slider(description: str, value: float, low: float, high: float, step: float) -> Any:
     return _ipywidgets().FloatSlider(
-        value=value, min=low, max=high, step=step, readout_format=".2f", **_options(description)
+        value=value,
+        min=low,
+        max=high,
+        step=step,
+        readout_format=_format(step),
+        **_options(description),
     )
 
 
 def _log_slider(description: str, value: float, low: int, high: int) -> Any:
     """A slider over powers of ten, from 10**low to 10**high."""
     return _ipywidgets().FloatLogSlider(
-        value=value, min=low, max=high, step=0.02, readout_format=".4g", **_options(description)
+        value=value, min=low, max=high, step=0.001, readout_format=".3g", **_options(description)
     )
 
 
@@ -196,15 +201,19 @@ def _int_slider(description: str, value: int, low: int, high: int, step: int = 1
 def _range(
     description: str, value: tuple[float, float], low: float, high: float, step: float
 ) -> Any:
-    digits = max(0, -int(np.floor(np.log10(step) + 1e-9)))
     return _ipywidgets().FloatRangeSlider(
         value=value,
         min=low,
         max=high,
         step=step,
-        readout_format=f".{digits}f",
+        readout_format=_format(step),
         **_options(description),
     )
+
+
+def _format(step: float) -> str:
+    """As many decimals as the step has: a range of two longer numbers would be cut off."""
+    return f".{max(0, -int(np.floor(np.log10(step) + 1e-9)))}f"
 
 
 def _checkbox(description: str, value: bool) -> Any:
@@ -485,14 +494,15 @@ def explore_photometric(
         seed: of the random numbers, which stay the same while the sliders move.
 
     Returns:
-        The explorer, with controls named as the fields of ``PhotometricConfig``, and ``seed``. An
+        The explorer, with controls named as the fields of ``PhotometricConfig`` (of
+        ``speckle_probability``, the upper end), and ``seed``. An
         effect is left out where its control is at "no change".
     """
     base = config or PhotometricConfig()
     gray = _small_gray(image)
 
-    def draw(seed: int, **strengths: Any) -> Drawing:
-        chosen = replace(base, **strengths)
+    def draw(seed: int, speckle_probability: float, **others: Any) -> Drawing:
+        chosen = replace(base, speckle_probability=(0.0, speckle_probability), **others)
         variants = [
             augment_photometric(gray, chosen, np.random.default_rng([seed, index]))
             for index in range(TILES - 1)
@@ -507,12 +517,12 @@ def explore_photometric(
             "brightness_change": _slider(
                 "brightness (gray levels)", base.brightness_change, 0, 128, 1
             ),
-            "contrast_range": _range("contrast factor", base.contrast_range, 0, 3, 0.05),
-            "noise_sigma": _range("noise (gray levels)", base.noise_sigma, 0, 50, 0.5),
-            "speckle_probability": _range(
-                "speckle probability", base.speckle_probability, 0, 0.05, 0.0005
+            "contrast_range": _range("contrast factor", base.contrast_range, 0, 3, 0.1),
+            "noise_sigma": _range("noise (gray levels)", base.noise_sigma, 0, 50, 1),
+            "speckle_probability": _slider(
+                "speckle at most", base.speckle_probability[1], 0, 0.05, 0.0005
             ),
-            "shade_transparency": _range("shade strength", base.shade_transparency, -1, 1, 0.05),
+            "shade_transparency": _range("shade strength", base.shade_transparency, -1, 1, 0.1),
             "motion_kernel": _int_slider("motion blur (px)", base.motion_kernel, 1, 25, 2),
             "seed": _int_slider("seed", seed, 0, 50),
         },
@@ -539,8 +549,10 @@ def explore_hinge_loss(
         The explorer, controls named as the arguments of ``plot_hinge_loss``.
     """
 
+    figure = plot_hinge_loss()
+
     def draw(**values: Any) -> Drawing:
-        picture = render_figure(plot_hinge_loss(**values))
+        picture = render_figure(plot_hinge_loss(**values, figure=figure))
         return picture, "30 x 40 cells: 1200 corresponding pairs, 1200 x 1199 others"
 
     return Explorer(

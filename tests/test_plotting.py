@@ -270,6 +270,29 @@ def test_plot_hinge_loss_sums_both_kinds_of_pairs():
     )
 
 
+def test_plot_hinge_loss_redrawn_is_the_same_as_drawn():
+    fresh = plotting.render_figure(plotting.plot_hinge_loss(3.0, 0.9, 0.1, 0.4, 0.3))
+    used = plotting.plot_hinge_loss()
+    plotting.render_figure(used)
+    again = plotting.plot_hinge_loss(3.0, 0.9, 0.1, 0.4, 0.3, figure=used)
+    assert again is used
+    np.testing.assert_array_equal(plotting.render_figure(again), fresh)
+
+
+def test_render_heatmap_darkens_and_lights_up():
+    heatmap = np.zeros((40, 56))
+    heatmap[10, 20] = 0.25
+    picture = plotting.render_heatmap(GRAY, torch.from_numpy(heatmap))
+    expected = plotting.to_rgb(GRAY) // 2
+    assert picture[10, 20].min() > 150 and picture[10, 20, 0] > 250  # the map's bright end
+    expected[10, 20] = picture[10, 20]
+    np.testing.assert_array_equal(picture, expected)
+    blank = plotting.render_heatmap(GRAY, np.zeros((40, 56)))
+    np.testing.assert_array_equal(blank, plotting.to_rgb(GRAY) // 2)
+    with pytest.raises(ValueError, match=r"\(40, 56\).*\(5, 7\)"):
+        plotting.render_heatmap(GRAY, np.zeros((5, 7)))
+
+
 def test_render_keypoints_draws_at_the_point():
     black = np.zeros((60, 80), np.float32)
     picture = plotting.render_keypoints(black, np.array([[20.0, 30.0]]))

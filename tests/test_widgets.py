@@ -191,7 +191,7 @@ def test_shapes_homographies_photometric_and_hinge_follow_every_control(image):
         "brightness_change": 128,
         "contrast_range": (0.1, 0.2),
         "noise_sigma": (30, 40),
-        "speckle_probability": (0.04, 0.05),
+        "speckle_probability": 0.05,
         "shade_transparency": (-1, -0.9),
         "motion_kernel": 15,
         "seed": 7,
