@@ -66,8 +66,12 @@ def project_root() -> Path:
 
 
 def data_dir() -> Path:
-    """Return the folder of linked or fetched datasets (its README says what goes where)."""
-    return project_root() / "data"
+    """Return the folder of linked datasets (its README says what goes where).
+
+    The environment variable ``SUPERPOINT_DATA`` names another one, relative to the project root or
+    absolute; one that does not exist leaves only the pictures inside the dependencies.
+    """
+    return project_root() / os.environ.get("SUPERPOINT_DATA", "data")
 
 
 def runs_dir() -> Path:

@@ -162,3 +162,12 @@ def test_write_json_takes_numpy_paths_and_dataclasses(tmp_path):
 def test_write_text_replaces(tmp_path):
     write_text(tmp_path / "t.csv", "a\n")
     assert write_text(tmp_path / "t.csv", "é\n").read_bytes() == "é\n".encode()
+
+
+def test_data_folder_can_be_named_by_the_environment(monkeypatch, tmp_path):
+    monkeypatch.delenv("SUPERPOINT_DATA", raising=False)
+    assert paths.data_dir() == project_root() / "data"
+    monkeypatch.setenv("SUPERPOINT_DATA", "none")
+    assert paths.data_dir() == project_root() / "none"
+    monkeypatch.setenv("SUPERPOINT_DATA", str(tmp_path))
+    assert paths.data_dir() == tmp_path
