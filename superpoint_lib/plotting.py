@@ -31,7 +31,7 @@ from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from superpoint_lib.geometry import invert_homographies, warp_image, warp_points
@@ -98,7 +98,7 @@ class Picture(Figure):
         if len(data) <= _PNG_LIMIT:
             return "image/png", data
         # 4:4:4 keeps thin coloured lines sharp; the default chroma subsampling smears them.
-        return "image/jpeg", self._encode("jpeg", quality=82, subsampling=0)
+        return "image/jpeg", self._encode("jpeg", quality=76, subsampling=0)
 
     def _encode(self, kind: str, **options: int) -> bytes:
         buffer = io.BytesIO()
@@ -608,7 +608,9 @@ def plot_heatmap(
         shown = ax.imshow(heatmap, cmap="inferno", norm=norm, alpha=alpha)
     if shown is not None:
         solid = matplotlib.cm.ScalarMappable(norm, "inferno")
-        bar = figure.colorbar(solid, ax=axes, fraction=0.03, pad=0.01, aspect=25)
+        bar = figure.colorbar(
+            solid, ax=axes, fraction=0.03, pad=0.01, aspect=25, ticks=MaxNLocator(4)
+        )
         bar.outline.set_visible(False)  # type: ignore[operator]
     return figure
 
@@ -840,14 +842,16 @@ def _draw_matches(ax: Axes, pair: MatchedPair, offset: NDArray[np.float64]) -> N
         everything[:, 0], everything[:, 1], s=5, color=COLORS["yellow"], linewidths=0, alpha=0.8
     )
     segments, colors = _match_segments(points0, points1, pair.matches, pair.correct)
-    # Wrong matches go on top, and many lines get thinner so that the images stay visible.
+    # Wrong matches go on top, and many lines get thinner and paler so that the images stay visible.
     order = np.argsort(colors == WRONG, kind="stable")
-    thickness = float(np.clip(12.0 / np.sqrt(len(segments) + 1.0), 0.6, 1.6))
-    ax.add_collection(
-        LineCollection(
-            list(segments[order]), colors=list(colors[order]), linewidths=thickness, alpha=0.85
-        )
+    crowd = np.sqrt(len(segments) + 1.0)
+    lines = LineCollection(
+        list(segments[order]),
+        colors=list(colors[order]),
+        linewidths=float(np.clip(12.0 / crowd, 0.6, 1.6)),
+        alpha=float(np.clip(10.0 / crowd, 0.5, 0.85)),
     )
+    ax.add_collection(lines)
     ends = segments[order].reshape(-1, 2)
     ax.scatter(ends[:, 0], ends[:, 1], s=9, c=list(np.repeat(colors[order], 2)), linewidths=0)
 

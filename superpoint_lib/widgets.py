@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn import functional
 
 from superpoint_lib.adaptation import (
     AdaptConfig,
@@ -293,15 +294,12 @@ def explore_adaptation(
 
     Args:
         model: a MagicPoint or SuperPoint.
-        image: (H, W) float in [0, 1] or uint8, gray or RGB, H and W multiples of 8.
+        image: (H, W) float in [0, 1] or uint8, gray or RGB.
         config: how to adapt; ``warps`` is the largest number on the slider. 32 warps by default.
         rng: draws the homographies; seed 0 by default.
 
     Returns:
         The explorer, with controls ``warps``, ``aggregation``, ``threshold``, ``response``.
-
-    Raises:
-        ValueError: a height or width that is not a multiple of 8.
     """
     config = config or AdaptConfig(warps=32)
     background = to_rgb(image)
@@ -630,7 +628,7 @@ def running_heatmaps(
 
     Args:
         model: a MagicPoint or SuperPoint.
-        background: uint8 (H, W, 3), H and W multiples of 8.
+        background: uint8 (H, W, 3), any size; padded by replication to multiples of 8.
         config: ``warps`` is N; ``aggregation`` and ``filter_counts`` play no part.
         rng: draws the homographies.
 
@@ -640,14 +638,18 @@ def running_heatmaps(
     """
     height, width = background.shape[:2]
     image = _gray_tensor(background, next(model.parameters()).device)
-    homographies = adaptation_homographies(config.warps, height, width, config.homography, rng)
+    image = functional.pad(image, (0, -width % 8, 0, -height % 8), mode="replicate")
+    padded = image.shape[-2], image.shape[-1]
+    homographies = adaptation_homographies(config.warps, *padded, config.homography, rng)
     single = replace(config, aggregation="mean", filter_counts=0)
     parts = []
     for some in np.array_split(homographies, -(-len(homographies) // FORWARD)):
         # Copies of the image with one homography each: responses that are not added up.
         copies = image.expand(len(some), -1, -1, -1)
         parts.append(adapt_heatmap(model, copies, some[:, None], single))
-    heatmaps, counts = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
+    heatmaps, counts = (
+        torch.cat(part)[:, :height, :width].cpu() for part in zip(*parts, strict=True)
+    )
     responses = heatmaps * counts
     means = responses.cumsum(0) / counts.cumsum(0).clamp_min(1e-6)
     return {"mean": means, "max": responses.cummax(0).values}

@@ -165,6 +165,12 @@ def test_adaptation_follows_every_control_without_the_network(model, image, pass
     assert len(passes) == done
 
 
+def test_adaptation_takes_any_size(model, image):
+    explorer = widgets.explore_adaptation(model, image[:50, :77], AdaptConfig(warps=2))
+    height, width = decode(explorer).shape[:2]
+    assert width == 640 and height == round(50 * 640 / 77)
+
+
 def test_shapes_homographies_photometric_and_hinge_follow_every_control(image):
     shapes = widgets.explore_shapes()
     assert changes(shapes, "primitive", "gaussian_noise") and shapes.note.value == "0 corners"
