@@ -27,8 +27,10 @@ from superpoint_lib.training import (
     learning_rate_at,
     make_dataset,
     make_model,
+    mode_losses,
     pair_step,
     read_history,
+    reestimate_norm,
     release,
     train,
 )
@@ -182,6 +184,22 @@ def test_a_pair_goes_through_the_network_once_and_its_losses_add_up():
     torch.testing.assert_close(losses["loss"], 2 * detector + 0.5 * descriptor)
 
 
+def test_two_passes_give_each_view_its_own_statistics():
+    one, two = TINY_PAIRS, replace(TINY_PAIRS, one_forward=False)
+    net, batch, calls = make_model(one), batch_of(one), []
+
+    def model(images):
+        calls.append(images.shape)
+        return net(images)
+
+    apart = pair_step(model, batch, two)
+    assert calls == [(2, 1, 48, 64), (2, 1, 48, 64)]
+    together = pair_step(net, batch, one)
+    assert abs(apart["detector"] - together["detector"]) > 1e-3
+    net.eval()
+    torch.testing.assert_close(pair_step(net, batch, two), pair_step(net, batch, one))
+
+
 def test_without_a_descriptor_weight_a_pair_has_a_detector_loss_only():
     config = replace(TINY_PAIRS, descriptor_weight=0.0)
     losses = pair_step(make_model(config), batch_of(config), config)
@@ -309,6 +327,24 @@ def test_frozen_normalisation_keeps_its_statistics_while_weights_move(tmp_path):
             assert not torch.equal(value, frozen[key])
 
 
+def test_weight_decay_shrinks_kernels_only_and_clipping_bounds_the_step(tmp_path):
+    config = replace(TINY, optimizer="adamw", weight_decay=0.5, norm="none")
+    fabric = training._make_fabric(config)
+    groups = training._Run(config, tmp_path, fabric).optimizer.param_groups
+    assert [{p.ndim for p in group["params"]} for group in groups] == [{4}, {1}]
+    assert [group["weight_decay"] for group in groups] == [0.5, 0.0]
+
+    # Adam's first step has the learning rate's size unless the gradient is as small as its eps.
+    config = replace(TINY, steps=1, schedule="constant", optimizer="adam", weight_decay=0.0)
+    start = make_model(config).detector.output.conv.weight
+    moved = []
+    for clip in (0.0, 1e-9):
+        result = run(replace(config, gradient_clip=clip), tmp_path / str(clip))
+        moved.append((result.model.detector.output.conv.weight - start).abs().max().item())
+    assert moved[0] == pytest.approx(config.learning_rate, rel=0.01)
+    assert moved[1] < 0.2 * config.learning_rate
+
+
 def test_the_result_is_the_moving_average(tmp_path):
     config = replace(TINY, ema_decay=0.5, checkpoint_every=1, learning_rate=0.01)
     states, save = [make_model(config).state_dict()], training._Run.save
@@ -337,6 +373,81 @@ def test_bfloat16_is_close_to_float32(tmp_path):
     np.testing.assert_allclose(
         [row["loss"] for row in half], [row["loss"] for row in full], rtol=0.03
     )
+
+
+# ---------------------------------------------------------------- train mode against eval mode
+
+
+class Shift(torch.nn.Module):
+    """Batch normalisation of the mean gray level, whose output is the logit of the dustbin."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = torch.nn.BatchNorm2d(1, eps=1e-12)
+
+    def forward(self, images):
+        level = self.norm(images)[:, :, ::8, ::8]
+        return {"logits": torch.cat((torch.zeros_like(level).expand(-1, 64, -1, -1), level), 1)}
+
+
+def gray(*levels):
+    """A batch of one cell per image, each of one gray level, all dustbin."""
+    image = torch.tensor(levels, dtype=torch.float32)[:, None, None, None].expand(-1, 1, 8, 8)
+    labels = torch.full((len(levels), 1, 1), 64)
+    return {"image": image, "labels": labels, "valid": labels > 0}
+
+
+def dustbin_loss(logit):
+    return np.log(64 + np.exp(logit)) - logit
+
+
+def test_losses_in_both_modes_are_those_of_the_two_kinds_of_statistics():
+    net = Shift().eval()
+    net.norm.running_mean.fill_(0.5)
+    net.norm.running_var.fill_(0.25)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    losses = mode_losses(net, TINY, [gray(0.0, 1.0), gray(0.5, 1.5)])
+    # In train mode each batch of two becomes -1, 1; in eval mode x becomes (x - 0.5) / 0.5.
+    expected = {
+        "train": np.mean([dustbin_loss(x) for x in (-1, 1, -1, 1)]),
+        "eval": np.mean([dustbin_loss(x) for x in (-1, 1, 0, 2)]),
+    }
+    for mode, value in expected.items():
+        assert losses[mode] == pytest.approx({"loss": value, "detector": value})
+    assert not net.training
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+def test_statistics_are_reestimated_as_the_plain_mean_over_batches():
+    net = Shift()
+    net.norm.running_mean.fill_(7.0)
+    batches = [gray(0.0, 1.0), gray(1.0, 2.0), gray(2.0, 6.0)]
+    precise = reestimate_norm(net, TINY, batches)
+    assert precise.norm.running_mean.item() == pytest.approx((0.5 + 1.5 + 4) / 3)
+    # Variances of 128 pixels, half of each level, unbiased as PyTorch keeps them.
+    assert precise.norm.running_var.item() == pytest.approx((0.25 + 0.25 + 4) / 3 * 128 / 127)
+    assert not precise.training
+    assert net.training
+    assert (precise.norm.momentum, net.norm.momentum) == (0.1, 0.1)
+    assert net.norm.running_mean.item() == 7
+
+
+@pytest.mark.parametrize("norm", ["none", "group", "batch"])
+def test_only_batch_normalisation_has_two_modes(norm):
+    config = replace(TINY_PAIRS, norm=norm)
+    batches = [batch_of(config), batch_of(config, start=8)]
+    losses = mode_losses(make_model(config), config, batches)
+    assert losses["train"].keys() == {"loss", "detector", "descriptor"}
+    assert (losses["train"] == losses["eval"]) == (norm != "batch")
+    if norm != "batch":
+        net = make_model(config)
+        assert same_weights(net, reestimate_norm(net, config, batches))
+
+
+@pytest.mark.parametrize("function", [mode_losses, reestimate_norm])
+def test_two_modes_need_a_batch(function):
+    with pytest.raises(ValueError, match="at least one batch"):
+        function(make_model(TINY), TINY, [])
 
 
 # ------------------------------------------------------------------------- files and resuming
@@ -412,6 +523,17 @@ def test_a_folder_with_another_configuration_is_refused_by_key(tmp_path):
     run(replace(TINY, log_every=1, workers=0), tmp_path)
     fresh = run(replace(TINY, seed=1), tmp_path, resume=False)
     assert same_weights(fresh.model, run(replace(TINY, seed=1), tmp_path / "other").model)
+
+
+def test_a_run_from_before_a_key_existed_has_its_default(tmp_path):
+    run(TINY, tmp_path)
+    path = tmp_path / "config.json"
+    older = json.loads(path.read_text())
+    del older["one_forward"]
+    path.write_text(json.dumps(older))
+    with pytest.raises(ConfigError, match=r"one_forward \(True -> False\)"):
+        run(replace(TINY, one_forward=False), tmp_path)
+    run(TINY, tmp_path)
 
 
 def test_a_checkpoint_cut_short_leaves_the_one_before(tmp_path, monkeypatch):
