@@ -10,6 +10,7 @@ Derived in notebooks 02 (detector) and 05 (both heads).
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import logging
@@ -21,11 +22,11 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import cv2
 import torch
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 
 Batch = dict[str, Tensor]
 Losses = dict[str, Tensor]
+M = TypeVar("M", bound=nn.Module)
 
 #: Keys that change how a run is watched or fed, not what it computes.
 _FREE_KEYS = frozenset({"log_every", "checkpoint_every", "workers"})
@@ -82,11 +84,14 @@ class TrainConfig:
     Sizes are in pixels, of the pictures the network sees. ``init`` is a bundled name or a weight
     file to start from, "" for random weights; a file without a descriptor head leaves that one
     random. ``freeze_norm_after`` is the fraction of the steps after which batch normalisation uses,
-    and no longer changes, its running statistics. ``descriptor_weight`` is lambda of the published
-    loss; 0 trains the detector alone. ``ema_decay`` 0 turns the moving average of the weights off,
-    ``gradient_clip`` 0 the clipping of the gradient's norm. ``precision`` "auto" is bfloat16 where
-    the processor multiplies it in hardware. ``workers`` None loads data in processes of its own on
-    a GPU, in the training process on a CPU, where they would compete for the cores.
+    and no longer changes, its running statistics. ``one_forward`` sends both views of a pair
+    through the network together, so that batch normalisation sees them with the same statistics;
+    False sends one after the other, as the published implementations do. ``descriptor_weight`` is
+    lambda of the published loss; 0 trains the detector alone. ``ema_decay`` 0 turns the moving
+    average of the weights off, ``gradient_clip`` 0 the clipping of the gradient's norm.
+    ``precision`` "auto" is bfloat16 where the processor multiplies it in hardware. ``workers`` None
+    loads data in processes of its own on a GPU, in the training process on a CPU, where they would
+    compete for the cores.
 
     Raises:
         ConfigError: values that contradict each other, naming the keys.
@@ -119,6 +124,7 @@ class TrainConfig:
     hinge: str = "default"
     temperature: float = 0.05
     freeze_norm_after: float = 1.0
+    one_forward: bool = True
 
     steps: int = 2000
     batch_size: int = 32
@@ -206,9 +212,9 @@ def detector_step(model: nn.Module, batch: Batch, config: TrainConfig) -> Losses
 def pair_step(model: nn.Module, batch: Batch, config: TrainConfig, step: int = 0) -> Losses:
     """Loss of a batch of image pairs: detector on both views, and descriptors across them.
 
-    Both views go through the network in one forward pass, so that batch normalisation sees them
-    with the same statistics (notebook 07 shows what happens otherwise). The descriptor loss is
-    left out when its weight is 0.
+    Both views go through the network in one forward pass unless ``config.one_forward`` says
+    otherwise (notebook 07 shows what happens then). The descriptor loss is left out when its weight
+    is 0.
 
     Args:
         model: gives {"logits", "descriptors"} for images (2 B, 1, H, W).
@@ -222,14 +228,13 @@ def pair_step(model: nn.Module, batch: Batch, config: TrainConfig, step: int = 0
 
     Source: DeTone et al., SuperPoint (2018), equation 1. Derived in notebook 05.
     """
-    maps = model(torch.cat((batch["image0"], batch["image1"])))
-    logits0, logits1 = maps["logits"].chunk(2)
-    detector = detector_loss(logits0, batch["labels0"], batch["valid0"]) + detector_loss(
-        logits1, batch["labels1"], batch["valid1"]
+    maps0, maps1 = _pair_maps(model, batch["image0"], batch["image1"], config.one_forward)
+    detector = detector_loss(maps0["logits"], batch["labels0"], batch["valid0"]) + detector_loss(
+        maps1["logits"], batch["labels1"], batch["valid1"]
     )
     if not config.descriptor_weight:
         return {"loss": config.detector_weight * detector, "detector": detector}
-    descriptors0, descriptors1 = maps["descriptors"].chunk(2)
+    descriptors0, descriptors1 = maps0["descriptors"], maps1["descriptors"]
     pair = (descriptors0, descriptors1, batch["H_0to1"], batch["valid0"], batch["valid1"])
     match config.descriptor_loss:
         case "hinge":
@@ -242,6 +247,22 @@ def pair_step(model: nn.Module, batch: Batch, config: TrainConfig, step: int = 0
             descriptor = descriptor_sparse_loss(*pair, generator=generator)
     loss = config.detector_weight * detector + config.descriptor_weight * descriptor
     return {"loss": loss, "detector": detector, "descriptor": descriptor}
+
+
+def _pair_maps(
+    model: nn.Module, images0: Tensor, images1: Tensor, one_forward: bool
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    if not one_forward:
+        return model(images0), model(images1)
+    maps = model(torch.cat((images0, images1)))
+    first, second = ({name: m.chunk(2)[view] for name, m in maps.items()} for view in (0, 1))
+    return first, second
+
+
+def _step(model: nn.Module, batch: Batch, config: TrainConfig, step: int = 0) -> Losses:
+    if config.views == 2:
+        return pair_step(model, batch, config, step)
+    return detector_step(model, batch, config)
 
 
 def learning_rate_at(step: int, config: TrainConfig) -> float:
@@ -627,10 +648,7 @@ def _train_steps(run: _Run, dataset: ShapesDataset | PhotoDataset, progress: boo
                 _freeze_norm(run.net)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate_at(run.step, config)
-            if config.views == 2:
-                losses = pair_step(model, batch, config, run.step)
-            else:
-                losses = detector_step(model, batch, config)
+            losses = _step(model, batch, config, run.step)
             optimizer.zero_grad(set_to_none=True)
             fabric.backward(losses["loss"])
             norm = nn.utils.clip_grad_norm_(run.net.parameters(), clip)
@@ -696,7 +714,8 @@ def _claim(run_dir: Path, config: TrainConfig, resume: bool) -> None:
             (run_dir / name).unlink(missing_ok=True)
         shutil.rmtree(run_dir / "checkpoint", ignore_errors=True)
     elif path.is_file():
-        before, now = json.loads(path.read_text()), to_dict(config)
+        # A field that is younger than the run had its default then.
+        before, now = to_dict(TrainConfig()) | json.loads(path.read_text()), to_dict(config)
         changed = [
             key
             for key in sorted(before.keys() | now.keys())
@@ -832,6 +851,92 @@ def release(
     return output
 
 
+# --------------------------------------------------------------------- the two modes of a network
+
+
+def mode_losses(
+    model: nn.Module, config: TrainConfig, batches: Iterable[Batch]
+) -> dict[str, dict[str, float]]:
+    """Mean losses of a network in train mode and in eval mode, on the same batches.
+
+    In train mode batch normalisation uses the statistics of each batch (of each view of it, unless
+    ``config.one_forward``), in eval mode its running statistics. A network without it gives the
+    same losses twice.
+
+    Args:
+        model: a network that fits ``config``. It stays as it is: mode, weights and statistics.
+        config: which losses; ``detector_step`` or ``pair_step`` by ``views``.
+        batches: at least one, on any device. For held-out ones, collate a dataset of another seed.
+
+    Returns:
+        {"train": losses, "eval": losses}, each with the keys of the step, means over the batches.
+
+    Raises:
+        ValueError: there is no batch.
+
+    Derived in notebook 07.
+    """
+    twins = {"train": copy.deepcopy(model).train(), "eval": copy.deepcopy(model).eval()}
+    sums: dict[str, dict[str, float]] = {mode: {} for mode in twins}
+    count = 0
+    with torch.no_grad():
+        for batch in _on_device_of(model, batches):
+            for mode, twin in twins.items():
+                for name, value in _step(twin, batch, config, count).items():
+                    sums[mode][name] = sums[mode].get(name, 0.0) + value.item()
+            count += 1
+    if not count:
+        raise ValueError("mode_losses needs at least one batch, got none")
+    return {
+        mode: {name: total / count for name, total in parts.items()} for mode, parts in sums.items()
+    }
+
+
+def reestimate_norm(model: M, config: TrainConfig, batches: Iterable[Batch]) -> M:
+    """Measure the running statistics of batch normalisation anew, with the weights held still.
+
+    The running statistics of training are an exponential average over batches that the network saw
+    with earlier weights; here they become the plain average over ``batches`` with the last ones
+    ("precise" batch normalisation: Wu and Johnson, Rethinking "Batch" in BatchNorm, 2021,
+    section 3).
+
+    Args:
+        model: a network that fits ``config``; left as it was.
+        config: how a batch is sent through (``views``, ``one_forward``).
+        batches: at least one; two passes count as two batches.
+
+    Returns:
+        A copy in eval mode. A network without batch normalisation is only copied.
+
+    Raises:
+        ValueError: there is no batch.
+
+    Derived in notebook 07.
+    """
+    twin = copy.deepcopy(model).train()
+    norms = [module for module in twin.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a cumulative average
+    count = 0
+    with torch.no_grad():
+        for batch in _on_device_of(model, batches):
+            _step(twin, batch, config)
+            count += 1
+    if not count:
+        raise ValueError("reestimate_norm needs at least one batch, got none")
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return twin.eval()
+
+
+def _on_device_of(model: nn.Module, batches: Iterable[Batch]) -> Iterator[Batch]:
+    device = next(model.parameters()).device
+    for batch in batches:
+        yield {key: value.to(device) for key, value in batch.items()}
+
+
 # -------------------------------------------------------------------------------- recipes
 
 _ORIGINAL = TrainConfig(
@@ -839,6 +944,7 @@ _ORIGINAL = TrainConfig(
     norm="batch",
     norm_order="conv-relu-norm",
     norm_outputs=True,
+    one_forward=False,
     data="photos",
     images=("auto",),
     labels=("runs/labels",),
