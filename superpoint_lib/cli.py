@@ -16,6 +16,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, make_dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -25,6 +26,7 @@ from tyro.conf import Positional
 if TYPE_CHECKING:
     import numpy as np
 
+    from superpoint_lib.evaluation.detection import Detector
     from superpoint_lib.evaluation.hpatches import Extractor
     from superpoint_lib.extraction import Features
     from superpoint_lib.model import MagicPoint
@@ -89,14 +91,19 @@ class TrainRun:
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """Evaluate extractors on HPatches: repeatability, homography accuracy, matching, mAP."""
+    """Evaluate extractors on HPatches (repeatability, homography accuracy, matching, mAP), or on
+    drawn shapes (average precision, localisation error)."""
 
     extractors: Positional[tuple[str, ...]] = ("superpoint", "sift", "orb")
-    """Bundled names, weight files, or OpenCV's sift, rootsift, orb, fast, harris, shi_tomasi."""
+    """Bundled names, weight files, OpenCV's sift, rootsift, orb, fast, harris, shi_tomasi, or
+    random."""
     data: str = "auto"
-    """Folder of HPatches sequences; auto: data/hpatches if there, else the mini benchmark."""
+    """Folder of HPatches sequences; auto: data/hpatches if there, else the mini benchmark; shapes:
+    detectors on drawn shapes, with and without noise."""
     protocol: str = "rpautrat"
     """How to measure: rpautrat, eric or gluefactory."""
+    images_per_primitive: int = 200
+    """Pictures drawn of each primitive, with --data shapes."""
     output: Path = Path("runs/evaluation.json")
     """Where the results go: this file, and a table of all pairs beside it (.csv)."""
 
@@ -360,6 +367,8 @@ def _match(arguments: Sequence[str]) -> int:
 
 def _evaluate(arguments: Sequence[str]) -> int:
     options = _parse(EvaluateOptions, "evaluate", arguments)
+    if options.data == "shapes":
+        return _evaluate_on_shapes(options, shlex.join(["superpoint", "evaluate", *arguments]))
     from superpoint_lib.evaluation.hpatches import evaluate, load_sequences
 
     folder = _benchmark(options.data)
@@ -372,6 +381,51 @@ def _evaluate(arguments: Sequence[str]) -> int:
     print("\n\n".join(results.table(part) for part in results.splits))
     print(f"\nwritten: {', '.join(map(str, paths))}")
     return 0
+
+
+def _evaluate_on_shapes(options: EvaluateOptions, command: str) -> int:
+    from superpoint_lib.evaluation.detection import evaluate_detectors_on_shapes
+    from superpoint_lib.paths import write_json
+
+    detectors = {name: _shapes_detector(name) for name in options.extractors}
+    results: dict[str, Any] = {"command": command}
+    for part in ("clean", "noise"):
+        found = evaluate_detectors_on_shapes(
+            detectors, options.images_per_primitive, noise=part == "noise"
+        )
+        results[part] = found
+        for name, distances in found["detectors"].items():
+            figures = ", ".join(
+                f"{distance} px: {_decimals(values['average_precision'])} "
+                f"({_decimals(values['localization_error'])} px off)"
+                for distance, values in distances.items()
+            )
+            print(f"{part:5}  {name:20} average precision at {figures}")
+    write_json(options.output, results)
+    print(f"\nwritten: {options.output}")
+    return 0
+
+
+def _decimals(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _shapes_detector(name: str) -> Detector:
+    """All detections of a detector, weak ones too: average precision ranks them."""
+    from superpoint_lib.evaluation.classical import DETECTORS
+    from superpoint_lib.extraction import Features, extract
+
+    if name in DETECTORS:
+        return DETECTORS[name]
+    model = _load_model(name)
+
+    def detect(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        features = extract(model, image, max_keypoints=None, threshold=1e-4)
+        assert isinstance(features, Features)
+        arrays = features.numpy()
+        return arrays.keypoints, arrays.keypoint_scores
+
+    return detect
 
 
 def _benchmark(data: str) -> Path:
@@ -388,12 +442,19 @@ def _benchmark(data: str) -> Path:
 def _measured(name: str) -> Extractor:
     """An extractor by the name of an OpenCV method, or by its weights."""
     from superpoint_lib.evaluation.classical import DETECTORS, EXTRACTORS, as_extractor
-    from superpoint_lib.evaluation.hpatches import plain_extractor, superpoint_extractor
+    from superpoint_lib.evaluation.hpatches import (
+        plain_extractor,
+        random_extractor,
+        superpoint_extractor,
+    )
 
+    if name == "random":
+        return random_extractor()
     if name in DETECTORS:
         return plain_extractor(as_extractor(DETECTORS[name]))
     if name in EXTRACTORS:
-        return plain_extractor(EXTRACTORS[name])
+        # As many as the protocols take of a network before they choose among the visible ones.
+        return plain_extractor(partial(EXTRACTORS[name], max_keypoints=2000))
     return superpoint_extractor(_load_model(name))
 
 

@@ -1,5 +1,6 @@
 """The command line, as a user meets it: exit statuses, one-line errors, files written."""
 
+import json
 import subprocess
 import sys
 
@@ -219,3 +220,12 @@ def test_adapt_writes_labels(project, weights, capsys):
     size = ["--height", "80", "--width", "96", "--weights", str(weights["MagicPoint"])]
     assert main([*arguments, *size]) == 0
     assert (project / "labels" / "a.npz").is_file()
+
+
+def test_evaluate_measures_detectors_on_drawn_shapes(project, capsys):
+    arguments = ["evaluate", "harris", "fast", "--data", "shapes", "--images-per-primitive", "1"]
+    assert main([*arguments, "--output", "shapes.json"]) == 0
+    found = json.loads((project / "shapes.json").read_text())
+    assert found["command"].startswith("superpoint evaluate harris fast --data shapes")
+    assert list(found["clean"]["detectors"]) == list(found["noise"]["detectors"])
+    assert "average precision at 4 px" in capsys.readouterr().out
