@@ -961,34 +961,37 @@ _ORIGINAL = TrainConfig(
     schedule="constant",
 )
 
+_PAIRS = TrainConfig(
+    model="superpoint",
+    data="photos",
+    images=("auto",),
+    labels=("runs/labels",),
+    photometric="coco_superpoint",
+    homography="coco",
+    views=2,
+    batch_size=12,
+    gradient_clip=5.0,
+)
+
 #: Ready configurations. magicpoint-synthetic, magicpoint-adapted and superpoint train the bundled
-#: weights; original-stage1 and -stage2 (to be given stage 1's weights as ``init``) are the training
+#: weights, each starting from the one before (``init``); original-stage1 and -stage2 (to be given stage 1's weights as ``init``) are the training
 #: steps of SuperPoint-Pytorch's README, one-stage its loss as published, both heads from scratch.
 RECIPES: dict[str, TrainConfig] = {
-    "magicpoint-synthetic": TrainConfig(),
-    "magicpoint-adapted": TrainConfig(
-        data="photos",
-        images=("auto",),
-        labels=("runs/labels",),
-        photometric="coco_magicpoint",
-        homography="coco",
+    "magicpoint-synthetic": TrainConfig(steps=1500, freeze_norm_after=0.85, gradient_clip=5.0),
+    "magicpoint-adapted": replace(
+        _PAIRS, height=120, width=160, steps=500, learning_rate=1e-3, freeze_norm_after=0.8
     ),
-    "superpoint": TrainConfig(
-        model="superpoint",
-        data="photos",
-        images=("auto",),
-        labels=("runs/labels",),
+    "superpoint": replace(
+        _PAIRS,
         height=144,
         width=192,
-        photometric="coco_superpoint",
-        homography="coco",
-        views=2,
         descriptor_weight=1.0,
         descriptor_loss="infonce",
         temperature=0.05,
-        steps=3200,
-        batch_size=12,
+        steps=1300,
+        batch_size=10,
         learning_rate=1.5e-3,
+        freeze_norm_after=0.85,
     ),
     "original-stage1": replace(_ORIGINAL, learning_rate=0.01),
     "original-stage2": replace(
