@@ -974,8 +974,9 @@ _PAIRS = TrainConfig(
 )
 
 #: Ready configurations. magicpoint-synthetic, magicpoint-adapted and superpoint train the bundled
-#: weights, each starting from the one before (``init``); original-stage1 and -stage2 (to be given stage 1's weights as ``init``) are the training
-#: steps of SuperPoint-Pytorch's README, one-stage its loss as published, both heads from scratch.
+#: weights, each starting from the one before (``init``). original-stage1 and -stage2 (to be given
+#: stage 1's weights) are the training steps of SuperPoint-Pytorch's README, one-stage its loss as
+#: published, both heads from scratch.
 RECIPES: dict[str, TrainConfig] = {
     "magicpoint-synthetic": TrainConfig(steps=1500, freeze_norm_after=0.85, gradient_clip=5.0),
     "magicpoint-adapted": replace(
