@@ -76,7 +76,7 @@ _STYLE: Any = {
 }
 _styled = matplotlib.rc_context(_STYLE)
 
-_PNG_LIMIT = 100_000
+_SMALL_PNG = 20_000
 _LEVELS = 8
 _SHIFT = 4
 
@@ -94,11 +94,13 @@ class Picture(Figure):
         Returns:
             MIME type ("image/png" or "image/jpeg") and the encoded bytes, margins trimmed.
         """
-        data = self._encode("png")
-        if len(data) <= _PNG_LIMIT:
-            return "image/png", data
+        png = self._encode("png")
+        if len(png) < _SMALL_PNG:
+            return "image/png", png
         # 4:4:4 keeps thin coloured lines sharp; the default chroma subsampling smears them.
-        return "image/jpeg", self._encode("jpeg", quality=76, subsampling=0)
+        jpeg = self._encode("jpeg", quality=76, subsampling=0)
+        # Of photographs the JPEG is a fraction of the PNG; of charts it is as large, and blurred.
+        return ("image/jpeg", jpeg) if len(jpeg) < 0.6 * len(png) else ("image/png", png)
 
     def _encode(self, kind: str, **options: int) -> bytes:
         buffer = io.BytesIO()
