@@ -500,11 +500,14 @@ def test_an_interrupted_run_resumes_exactly(tmp_path, monkeypatch, config):
         wrap_dataset(patch, 2 * config.batch_size, lambda _: os.kill(os.getpid(), signal.SIGINT))
         with pytest.raises(KeyboardInterrupt, match="after step 3 of 6"):
             run(config, tmp_path / "resumed")
-    assert json.loads((tmp_path / "resumed" / "checkpoint.json").read_text())["step"] == 3
+    checkpoint = tmp_path / "resumed" / "checkpoint.json"
+    assert json.loads(checkpoint.read_text())["step"] == 3
+    checkpoint.write_text(json.dumps({"step": 3, "seconds": 1000.0}))
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     resumed = run(config, tmp_path / "resumed")
     assert same_weights(straight.model, resumed.model)
     assert untimed(straight.history) == untimed(resumed.history)
+    assert resumed.history[-1]["seconds"] > 1000
     assert [row["step"] for row in read_history(tmp_path / "resumed" / "history.csv")] == [2, 4, 6]
 
 
