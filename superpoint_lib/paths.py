@@ -151,7 +151,7 @@ def read_gray(path: str | Path) -> np.ndarray:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no picture {path}")
-    data = np.fromfile(path, dtype=np.uint8)
+    data = _without_profile(np.fromfile(path, dtype=np.uint8))
     try:
         image = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE) if data.size else None
     except cv2.error as error:
@@ -159,6 +159,17 @@ def read_gray(path: str | Path) -> np.ndarray:
     if image is None:
         raise UnreadableImageError(f"cannot read {path} as a picture: empty or unknown format")
     return image.astype(np.float32) / 255
+
+
+def _without_profile(data: np.ndarray) -> np.ndarray:
+    """Leave out the colour profile of a PNG: OpenCV ignores it, libpng complains of old ones."""
+    header = data[:256].tobytes()  # a profile stands before the pixels
+    name = header.find(b"iCCP")
+    if name < 0 or not header.startswith(b"\x89PNG"):
+        return data
+    # A chunk is its length, its name, as many bytes as its length says, and a checksum.
+    length = int.from_bytes(header[name - 4 : name], "big")
+    return np.delete(data, np.s_[name - 4 : name + length + 8])
 
 
 @contextmanager

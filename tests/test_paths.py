@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import zlib
 from pathlib import Path
 
 import cv2
@@ -111,6 +112,19 @@ def test_unreadable_pictures_are_named(tmp_path, content):
     (tmp_path / "broken.png").write_bytes(content)
     with pytest.raises(UnreadableImageError, match=r"broken\.png"):
         read_gray(tmp_path / "broken.png")
+
+
+def test_a_colour_profile_changes_nothing_and_says_nothing(tmp_path, capfd):
+    path = tmp_path / "a.png"
+    image = np.random.default_rng(0).integers(0, 256, (20, 30), np.uint8)
+    plain = cv2.imencode(".png", image)[1].tobytes()
+    body = b"iCCP" + b"name\0\0" + zlib.compress(b"no profile at all")
+    chunk = (len(body) - 4).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big")
+    path.write_bytes(plain[:33] + chunk + plain[33:])  # behind the header chunk
+    cv2.imread(str(path))
+    assert "iCCP" in capfd.readouterr().err
+    assert np.array_equal(read_gray(path), image.astype(np.float32) / 255)
+    assert not capfd.readouterr().err
 
 
 def test_a_missing_picture_is_named(tmp_path):
