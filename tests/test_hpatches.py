@@ -438,6 +438,21 @@ def test_a_file_of_something_else_is_named(tmp_path):
             Results.load(path)
 
 
+def test_results_without_records_survive_a_file(tmp_path):
+    empty = Results("custom", TOY, (), {"i_a": "unreadable"})
+    assert Results.load(empty.save(tmp_path / "none", "superpoint evaluate")[0]) == empty
+
+
+def test_a_table_that_is_missing_or_of_something_else_is_named(tmp_path):
+    path, table = made_up([[0.5]]).save(tmp_path / "toy", "superpoint evaluate")
+    table.write_text("# superpoint evaluate\nname,value\na,1\n")
+    with pytest.raises(ValueError, match=r"toy\.csv"):
+        Results.load(path)
+    table.unlink()
+    with pytest.raises(FileNotFoundError, match=r"toy\.csv"):
+        Results.load(path)
+
+
 def test_summary_by_part_and_sequence():
     results = made_up([[0.0, 0.5], [1.0, 0.5]])
     rows = results.summary()

@@ -24,7 +24,8 @@ from superpoint_lib.evaluation.protocols import ProtocolConfig
 from superpoint_lib.paths import write_json, write_text
 
 Record = dict[str, Any]
-KEYS = ("extractor", "sequence", "split", "pair")
+TEXT_KEYS = ("extractor", "sequence", "split")
+KEYS = (*TEXT_KEYS, "pair")
 SPLITS = ("illumination", "viewpoint")
 
 
@@ -169,15 +170,15 @@ class Results:
         return np.array([metrics.homography_accuracy(errors, eps) for eps in thresholds])
 
     def save(self, path: str | Path, command: str) -> tuple[Path, Path]:
-        """Write ``path`` with the suffixes .json (everything) and .csv (the records).
+        """Write ``path`` with the suffixes .json (protocol, summary) and .csv (the records).
 
         Args:
             path: With or without a suffix; missing folders are made.
             command: What a reader types to get these results again; stored in both files.
 
         Returns:
-            The two paths. Infinity is written "inf", NaN null. The CSV's first line is the command
-            behind a ``#``.
+            The two paths. In the JSON NaN is null; the CSV's first line is the command behind a
+            ``#``, a value that a record does not have is empty.
         """
         stem = str(path).removesuffix(".json").removesuffix(".csv")
         json_path, csv_path = Path(f"{stem}.json"), Path(f"{stem}.csv")
@@ -186,8 +187,7 @@ class Results:
             "protocol_name": self.protocol_name,
             "protocol": to_dict(self.protocol),
             "skipped": self.skipped,
-            "summary": [_jsonable(row) for row in self.summary()],
-            "records": [_jsonable(record) for record in self.records],
+            "summary": [_without_nan(row) for row in self.summary()],
         }
         write_json(json_path, content)
         write_text(csv_path, f"# {command}\n{self._csv()}")
@@ -195,28 +195,28 @@ class Results:
 
     @classmethod
     def load(cls, path: str | Path) -> Results:
-        """Read what ``save`` wrote, from the .json file.
+        """Read what ``save`` wrote: the .json file named, and the .csv file beside it.
 
         Raises:
-            FileNotFoundError: No such file.
+            FileNotFoundError: One of the two is not there.
             ValueError: Not a file of results, by name.
         """
+        json_path = Path(path)
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-            return cls(
-                content["protocol_name"],
-                from_dict(ProtocolConfig, content["protocol"], str(path)),
-                tuple(_from_json(record) for record in content["records"]),
-                content["skipped"],
-            )
+            content = json.loads(json_path.read_text(encoding="utf-8"))
+            name, skipped = content["protocol_name"], content["skipped"]
+            protocol = from_dict(ProtocolConfig, content["protocol"], str(path))
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path}: not a file of evaluation results ({error!r})") from error
+        return cls(
+            name, protocol, _read_records(json_path.with_name(f"{json_path.stem}.csv")), skipped
+        )
 
     def _clusters(self) -> NDArray[np.str_]:
         return np.array([record["sequence"] for record in self.records])
 
     def _csv(self) -> str:
-        columns = list(dict.fromkeys(key for record in self.records for key in record))
+        columns = list(dict.fromkeys([*KEYS, *(key for r in self.records for key in r)]))
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
@@ -295,19 +295,24 @@ def _cell(row: Record, intervals: bool) -> str:
     return f"{value} [{row['low']:.3f}, {row['high']:.3f}]" if intervals else value
 
 
-def _jsonable(record: Record) -> Record:
-    return {key: _json_number(value) for key, value in record.items()}
-
-
-def _json_number(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else "inf"
-    return value
-
-
-def _from_json(record: Record) -> Record:
-    special = {None: math.nan, "inf": math.inf}
+def _without_nan(row: Record) -> Record:
+    """JSON has no NaN."""
     return {
-        key: special.get(value, value) if key not in KEYS else value
-        for key, value in record.items()
+        key: None if isinstance(value, float) and math.isnan(value) else value
+        for key, value in row.items()
     }
+
+
+def _read_records(path: Path) -> tuple[Record, ...]:
+    rows = csv.DictReader(path.read_text(encoding="utf-8").splitlines()[1:])
+    if not set(KEYS) <= set(rows.fieldnames or ()):
+        raise ValueError(f"{path}: not a file of evaluation results (no columns {KEYS})")
+    return tuple(
+        {key: _from_text(key, text) for key, text in row.items() if text != ""} for row in rows
+    )
+
+
+def _from_text(key: str, text: str) -> str | int | float:
+    if key in TEXT_KEYS:
+        return text
+    return int(text) if text.isdecimal() else float(text)
