@@ -150,12 +150,14 @@ class MatchOptions(ExtractorOptions):
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Write a model as an ONNX file."""
+    """Write a model as an ONNX file, or a finished training as a weight file for others."""
 
     weights: str = "superpoint"
-    """A bundled name or the path of a weight file."""
+    """A bundled name or the path of a weight file; the folder of a training for .safetensors."""
     output: Path = Path("superpoint.onnx")
-    """The file to write."""
+    """The file to write: .onnx, or .safetensors (float16, batch normalisation folded in)."""
+    learnt_from: str = ""
+    """The training data, in words, for the metadata of a .safetensors file."""
     height: int | None = None
     """Fixes the height of the images, a multiple of 8; free by default."""
     width: int | None = None
@@ -460,6 +462,11 @@ def _measured(name: str) -> Extractor:
 
 def _export(arguments: Sequence[str]) -> int:
     options = _parse(ExportOptions, "export", arguments)
+    if options.output.suffix == ".safetensors":
+        from superpoint_lib.training import release
+
+        print(release(options.weights, options.output, {"learnt_from": options.learnt_from}))
+        return 0
     from superpoint_lib.interop import export_onnx
 
     model = _load_model(options.weights, device="cpu")
@@ -572,7 +579,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "evaluate": ("measure extractors on HPatches or the mini benchmark", _evaluate),
     "extract": ("write the features of images to files", _extract),
     "match": ("match two images and draw the matches", _match),
-    "export": ("write a model as an ONNX file", _export),
+    "export": ("write a model as an ONNX file, or a training as a weight file", _export),
     "data": ("check which data sets are linked, or say how to get them", _data),
 }
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from superpoint_lib import cli
+from superpoint_lib.checkpoints import load_weights
 from superpoint_lib.cli import COMMANDS, main
 
 
@@ -229,3 +230,18 @@ def test_evaluate_measures_detectors_on_drawn_shapes(project, capsys):
     assert found["command"].startswith("superpoint evaluate harris fast --data shapes")
     assert list(found["clean"]["detectors"]) == list(found["noise"]["detectors"])
     assert "average precision at 4 px" in capsys.readouterr().out
+
+
+def test_export_releases_a_finished_training(project, capsys):
+    small = ["--channels", "8", "8", "8", "8", "--head-channels", "8", "--height", "32"]
+    steps = ["--width", "32", "--steps", "1", "--batch-size", "2", "--run-dir", "run"]
+    assert main(["train", *small, *steps]) == 0
+    arguments = ["export", "--weights", "run", "--output", "out.safetensors"]
+    assert main([*arguments, "--learnt-from", "drawn shapes"]) == 0
+    released = load_weights(project / "out.safetensors")
+    assert released.config["norm"] == "none"
+    assert released.metadata["learnt_from"] == "drawn shapes"
+    assert released.metadata["training"]["steps"] == 1
+    capsys.readouterr()
+    missing = ["export", "--weights", "nothing", "--output", "out.safetensors"]
+    assert "finish the training of nothing" in fails(missing, capsys)

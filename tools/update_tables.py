@@ -1,0 +1,166 @@
+"""Fill the tables of the README files from results/ and the weight files.
+
+    python tools/update_tables.py            # write them
+    python tools/update_tables.py --check    # fail if a file differs from its sources
+
+A table stands between ``<!-- table:NAME -->`` and ``<!-- end -->``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from superpoint_lib.checkpoints import load_weights
+from superpoint_lib.evaluation.results import Results
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "results"
+FILES = ("README.md", "results/README.md", "superpoint_lib/weights/README.md")
+BUNDLED = ("magicpoint-synthetic", "magicpoint", "superpoint")
+
+HPATCHES_COLUMNS = {
+    "repeatability": ("all", "repeatability"),
+    "illumination": ("illumination", "repeatability"),
+    "viewpoint": ("viewpoint", "repeatability"),
+    "off by (px)": ("all", "localization_error"),
+    "homography ε = 1": ("all", "homography@1"),
+    "ε = 3": ("all", "homography@3"),
+    "ε = 5": ("all", "homography@5"),
+    "matches within 3 px": ("all", "correct_matches@3"),
+}
+
+
+def hpatches() -> str:
+    """Real sequences, by the rpautrat protocol."""
+    path = RESULTS / "hpatches_like.json"
+    results = Results.load(path)
+    means = {
+        (row["extractor"], row["part"], row["metric"]): row["value"] for row in results.summary()
+    }
+    rows = [
+        [name, *(_decimals(means.get((name, *key))) for key in HPATCHES_COLUMNS.values())]
+        for name in results.extractors
+    ]
+    pairs = len(results.select(results.extractors[0]).records)
+    caption = (
+        f"**Real photographs**: {len(results.sequences)} sequences, {pairs} pairs in the layout of "
+        f"HPatches, protocol `{results.protocol_name}`. One pair is {1 / pairs:.3f}: smaller "
+        "differences mean nothing."
+    )
+    return _with_source(caption, ["", *HPATCHES_COLUMNS], rows, path)
+
+
+def shapes() -> str:
+    """Detectors on drawn shapes."""
+    path = RESULTS / "shapes.json"
+    content = _read(path)
+    head = ["", *(f"{d} px, {part}" for part in ("clean", "noise") for d in (4, 2))]
+    rows = [
+        [
+            name,
+            *(
+                _decimals(content[part]["detectors"][name][d]["average_precision"])
+                for part in ("clean", "noise")
+                for d in ("4", "2")
+            ),
+        ]
+        for name in content["clean"]["detectors"]
+    ]
+    height, width = content["clean"]["size"]
+    caption = (
+        f"**Drawn shapes**: average precision, {content['clean']['images_per_primitive']} pictures "
+        f"of {height} × {width} for each primitive."
+    )
+    return _with_source(caption, head, rows, path)
+
+
+def weights() -> str:
+    """What the weight files say of themselves."""
+    rows = []
+    for name in BUNDLED:
+        facts = load_weights(name).metadata
+        training = facts["training"]
+        rows.append(
+            [
+                f"`{name}`",
+                str(facts["steps"]),
+                f"{training['batch_size']} × {training['height']} × {training['width']}",
+                str(facts["seed"]),
+                f"{facts['seconds'] / 60:.0f} min on {facts['machine']}",
+                f"`{facts['commit'][:10]}`",
+                str(facts["learnt_from"]),
+            ]
+        )
+    head = ["weights", "steps", "batch", "seed", "duration", "commit", "learnt from"]
+    return _table(head, rows)
+
+
+def commands() -> str:
+    """Which command made which file."""
+    rows = [
+        [f"`{path.name}`", f"`{_read(path)['command']}`"] for path in sorted(RESULTS.glob("*.json"))
+    ]
+    return _table(["file", "made by"], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "hpatches": hpatches,
+    "shapes": shapes,
+    "weights": weights,
+    "commands": commands,
+}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert isinstance(content, dict)
+    return content
+
+
+def _decimals(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    ruler = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ruler, *rows])
+
+
+def _with_source(
+    caption: str, head: Sequence[str], rows: Sequence[Sequence[str]], path: Path
+) -> str:
+    source = f"[`results/{path.name}`](results/{path.name}): `{_read(path)['command']}`"
+    return f"{caption}\n\n{_table(head, rows)}\n\n{source}"
+
+
+def filled(text: str) -> str:
+    """The text with every table as its sources have it."""
+    return re.sub(
+        r"<!-- table:(\w+) -->\n.*?<!-- end -->",
+        lambda found: f"<!-- table:{found[1]} -->\n{TABLES[found[1]]()}\n<!-- end -->",
+        text,
+        flags=re.DOTALL,
+    )
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Write the tables, or check them."""
+    for name in FILES:
+        path = ROOT / name
+        before = path.read_text(encoding="utf-8")
+        after = filled(before)
+        if before == after:
+            continue
+        if "--check" in arguments:
+            sys.exit(f"{name} differs from its sources: run python tools/update_tables.py")
+        path.write_text(after, encoding="utf-8")
+        print(f"updated {name}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
