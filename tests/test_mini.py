@@ -1,10 +1,18 @@
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
 
+from superpoint_lib.evaluation import mini
 from superpoint_lib.evaluation.classical import EXTRACTORS
 from superpoint_lib.evaluation.hpatches import evaluate, load_sequences, plain_extractor
-from superpoint_lib.evaluation.mini import MiniConfig, make_benchmark, mini_benchmark
+from superpoint_lib.evaluation.mini import (
+    MiniConfig,
+    benchmark_folder,
+    make_benchmark,
+    mini_benchmark,
+)
 from superpoint_lib.paths import UnreadableImageError, read_gray
 
 SMALL = MiniConfig(height=120, width=160, pairs=2)
@@ -121,3 +129,12 @@ def test_the_bundled_benchmark_is_neither_trivial_nor_hopeless(tmp_path):
     assert sift.values("homography@5").mean() > 0.9
     assert 0.5 < sift.values("repeatability").mean() < 0.95
     assert orb.values("auc@3").mean() < sift.values("auc@3").mean() < 0.99
+
+
+def test_linked_sequences_come_before_the_mini_benchmark(tmp_path, monkeypatch):
+    monkeypatch.setenv("SUPERPOINT_DATA", str(tmp_path))
+    monkeypatch.setattr(mini, "mini_benchmark", lambda: tmp_path / "made")
+    assert benchmark_folder() == tmp_path / "made"
+    (tmp_path / "hpatches").mkdir()
+    assert benchmark_folder() == tmp_path / "hpatches"
+    assert benchmark_folder("elsewhere/here") == Path("elsewhere/here")

@@ -31,7 +31,7 @@ from superpoint_lib.augmentation import PHOTOMETRIC_PRESETS, PhotometricConfig, 
 from superpoint_lib.config import to_dict
 from superpoint_lib.datasets import bundled_photos
 from superpoint_lib.geometry import HomographyConfig, resize_and_crop, sample_homographies
-from superpoint_lib.paths import read_gray, runs_dir
+from superpoint_lib.paths import data_dir, read_gray, runs_dir
 
 Image = NDArray[np.float32]
 _SETTINGS = "benchmark.json"
@@ -98,6 +98,22 @@ def mini_benchmark(folder: str | Path | None = None, config: MiniConfig | None =
     return make_benchmark(
         runs_dir() / "mini-hpatches" if folder is None else folder, photos, config
     )
+
+
+def benchmark_folder(source: str | Path = "auto") -> Path:
+    """Find the sequences to measure on.
+
+    Args:
+        source: A folder in the HPatches layout, or "auto": ``data/hpatches`` if it is there, else
+            the mini benchmark, made if needed.
+
+    Returns:
+        The folder, for ``load_sequences``.
+    """
+    if source != "auto":
+        return Path(source)
+    linked = data_dir() / "hpatches"
+    return linked if linked.is_dir() else mini_benchmark()
 
 
 def make_benchmark(
