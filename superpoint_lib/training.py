@@ -820,7 +820,7 @@ def release(
 
     Batch normalisation between convolution and ReLU is folded into the convolutions; the released
     network has none and so cannot behave differently in train mode. Other networks are written as
-    they are.
+    they are. A descriptor head that no loss has trained is left out.
 
     Args:
         run_dir: folder of a finished ``train``.
@@ -841,11 +841,14 @@ def release(
             f"{weights_path} is missing: finish the training of {run_dir} first"
         )
     config = json.loads((run_dir / "config.json").read_text())
-    kind = SuperPoint if config["model"] == "superpoint" else MagicPoint
+    kind = SuperPoint if config["descriptor_weight"] else MagicPoint
     net = kind.from_pretrained(str(weights_path)).eval()
     if net.config.norm == "batch" and net.config.norm_order == "conv-norm-relu":
         net = fold_batch_norm(net)
     facts = json.loads((run_dir / "run.json").read_text())
+    # Of paths, what means something on another machine.
+    config |= {key: [_short(path) for path in config[key]] for key in ("images", "labels")}
+    config["init"] = _short(config["init"])
     everything = {**(metadata or {}), **facts, "seed": config["seed"], "training": config}
     save_weights(output, net.state_dict(), to_dict(net.config), everything, dtype=torch.float16)
     return output
@@ -935,6 +938,10 @@ def _on_device_of(model: nn.Module, batches: Iterable[Batch]) -> Iterator[Batch]
     device = next(model.parameters()).device
     for batch in batches:
         yield {key: value.to(device) for key, value in batch.items()}
+
+
+def _short(path: str) -> str:
+    return "/".join(Path(path).parts[-2:])
 
 
 # -------------------------------------------------------------------------------- recipes

@@ -616,6 +616,14 @@ def test_released_weights_are_folded_where_possible(tmp_path, order):
     assert output.stat().st_size < 0.7 * result.weights_path.stat().st_size
 
 
+def test_a_released_detector_has_no_untrained_head_and_names_no_machine_path(tmp_path):
+    config = replace(TINY_PAIRS, descriptor_weight=0.0, images=("/data/pictures/train",), steps=1)
+    run(config, tmp_path)
+    weights = load_weights(release(tmp_path, tmp_path / "small.safetensors"))
+    assert not any(key.startswith("descriptor") for key in weights.state_dict)
+    assert weights.metadata["training"]["images"] == ["pictures/train"]
+
+
 def test_an_unfinished_run_cannot_be_released(tmp_path):
     with pytest.raises(FileNotFoundError, match="finish the training"):
         release(tmp_path, tmp_path / "small.safetensors")
