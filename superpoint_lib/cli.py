@@ -372,8 +372,9 @@ def _evaluate(arguments: Sequence[str]) -> int:
     if options.data == "shapes":
         return _evaluate_on_shapes(options, shlex.join(["superpoint", "evaluate", *arguments]))
     from superpoint_lib.evaluation.hpatches import evaluate, load_sequences
+    from superpoint_lib.evaluation.mini import benchmark_folder
 
-    folder = _benchmark(options.data)
+    folder = benchmark_folder(options.data)
     sequences = load_sequences(folder)
     extractors = {name: _measured(name) for name in options.extractors}
     results = evaluate(extractors, sequences, options.protocol)
@@ -428,17 +429,6 @@ def _shapes_detector(name: str) -> Detector:
         return arrays.keypoints, arrays.keypoint_scores
 
     return detect
-
-
-def _benchmark(data: str) -> Path:
-    """The folder of sequences that --data names."""
-    from superpoint_lib.evaluation.mini import mini_benchmark
-    from superpoint_lib.paths import data_dir
-
-    if data != "auto":
-        return Path(data)
-    linked = data_dir() / "hpatches"
-    return linked if linked.is_dir() else mini_benchmark()
 
 
 def _measured(name: str) -> Extractor:
