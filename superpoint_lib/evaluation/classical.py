@@ -147,7 +147,7 @@ def as_extractor(detector: Detector) -> Extractor:
 
 
 DETECTORS: dict[str, Detector] = {"harris": harris, "shi_tomasi": shi_tomasi, "fast": fast}
-EXTRACTORS: dict[str, Extractor] = {"sift": sift, "rootsift": rootsift, "orb": orb}
+EXTRACTORS: dict[str, Callable[..., Features]] = {"sift": sift, "rootsift": rootsift, "orb": orb}
 
 
 def _extract(
