@@ -20,6 +20,7 @@ def project(tmp_path, monkeypatch):
     (tmp_path / "pyproject.toml").touch()
     (tmp_path / "notebooks").mkdir()
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SUPERPOINT_DATA", raising=False)
     return tmp_path
 
 

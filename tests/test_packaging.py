@@ -98,7 +98,8 @@ def test_the_documents_name_targets_and_commands_that_exist(name):
     code = re.findall(r"```.*?```|`[^`\n]+`", (ROOT / name).read_text(), re.S)
     named = {target for text in code for target in re.findall(r"\bmake ([a-z][a-z-]+)", text)}
     assert named <= make_targets()
-    commands = {word for text in code for word in re.findall(r"\bsuperpoint ([a-z]+)\b", text)}
+    called = re.compile(r"(?:^|`)superpoint ([a-z]+)\b", re.M)
+    commands = {word for text in code for word in called.findall(text)}
     assert commands <= set(COMMANDS)
 
 

@@ -28,7 +28,8 @@ def checkout(tmp_path, monkeypatch):
     return tmp_path / "repo"
 
 
-def test_folders_are_those_of_the_checkout_one_works_in(checkout):
+def test_folders_are_those_of_the_checkout_one_works_in(checkout, monkeypatch):
+    monkeypatch.delenv("SUPERPOINT_DATA", raising=False)
     assert project_root() == checkout
     assert paths.data_dir() == checkout / "data"
     assert paths.runs_dir() == checkout / "runs"

@@ -495,6 +495,7 @@ def test_step_t_takes_samples_from_t_times_the_batch(tmp_path, monkeypatch):
 )
 def test_an_interrupted_run_resumes_exactly(tmp_path, monkeypatch, config):
     straight = run(config, tmp_path / "straight")
+    handler = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
         # Ctrl-C while the third step's data are made: that step is finished first.
         wrap_dataset(patch, 2 * config.batch_size, lambda _: os.kill(os.getpid(), signal.SIGINT))
@@ -503,7 +504,7 @@ def test_an_interrupted_run_resumes_exactly(tmp_path, monkeypatch, config):
     checkpoint = tmp_path / "resumed" / "checkpoint.json"
     assert json.loads(checkpoint.read_text())["step"] == 3
     checkpoint.write_text(json.dumps({"step": 3, "seconds": 1000.0}))
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
     resumed = run(config, tmp_path / "resumed")
     assert same_weights(straight.model, resumed.model)
     assert untimed(straight.history) == untimed(resumed.history)
