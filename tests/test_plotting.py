@@ -12,6 +12,7 @@ import pytest
 import torch
 from matplotlib.collections import LineCollection, PathCollection, PolyCollection
 from matplotlib.colors import to_hex
+from PIL import Image
 
 from superpoint_lib import plotting
 
@@ -67,6 +68,20 @@ def test_picture_encodes_charts_as_png_and_photographs_as_jpeg():
     mime, data = plotting.plot_images([noise]).encode()
     assert mime == "image/jpeg" and data[:2] == b"\xff\xd8"
     assert len(data) < 400_000
+
+
+def test_a_charts_palette_keeps_its_colours():
+    curves = {name: ([0, 1, 2], [0, i, 1]) for i, name in enumerate("abcdef")}
+    figure = plotting.plot_curves(curves)
+    _, data = figure.encode()
+    full = io.BytesIO()
+    figure.savefig(full, format="png", bbox_inches="tight", pad_inches=0.05)
+    assert len(data) < 0.6 * len(full.getvalue())
+    small, large = (
+        np.asarray(Image.open(file).convert("RGB")).astype(int) for file in (io.BytesIO(data), full)
+    )
+    assert small.shape == large.shape
+    assert np.abs(small - large).max() < 16
 
 
 def test_picture_displays_itself_in_a_notebook(monkeypatch):
