@@ -201,6 +201,7 @@ def test_blank_images_fail_and_do_not_raise(tmp_path):
         assert record["repeatability"] == 0
     assert np.isnan(results.select("harris").values("homography@3")).all()
     assert "| harris | 0.000 | – |" in results.table()
+    assert "harris" not in results.table(columns=["homography@3"])
 
 
 def test_fewer_than_four_matches_fail(tmp_path):

@@ -139,6 +139,9 @@ class Results:
     ) -> str:
         """A Markdown table: a row for each extractor, a column for each metric.
 
+        An extractor that has none of the metrics, such as a detector where only metrics of matches
+        are wanted, has no row.
+
         Args:
             part: "all", a split, or the name of a sequence.
             columns: Metrics; all of the protocol when left out.
@@ -154,6 +157,7 @@ class Results:
             *(
                 f"| {extractor} | {' | '.join(cells.get((extractor, n), '–') for n in names)} |"
                 for extractor in self.extractors
+                if any((extractor, name) in cells for name in names)
             ),
         ]
         notes = [f"\nleft out: {name} ({reason})" for name, reason in self.skipped.items()]
