@@ -1,6 +1,6 @@
 """Turns executed notebooks into pages one can look at: HTML, their figures, and an index.
 
-The notebooks keep their figures inside themselves; here they are written out as PNG files, the
+The notebooks keep their figures inside themselves; here they are written out as files, the
 notebooks are rendered by nbconvert, and one small page links them all.
 """
 
@@ -39,7 +39,7 @@ class Page:
         name: the notebook's file name without its ending, such as ``01_synthetic_shapes``.
         title: the notebook's first heading.
         path: the rendered HTML file.
-        figures: the PNG files drawn in it.
+        figures: the picture files drawn in it.
         results: the figures reached, ``{metric: value}``.
         note: shown beside the title, such as the time taken.
         failed: whether the run of this notebook failed.
@@ -65,7 +65,7 @@ def notebook_title(notebook: nbformat.NotebookNode) -> str:
 
 
 def extract_figures(notebook: nbformat.NotebookNode, folder: Path, prefix: str) -> tuple[Path, ...]:
-    """Write a notebook's PNG outputs to ``folder/prefix_01.png`` and on; older ones are replaced.
+    """Write a notebook's pictures to ``folder/prefix_01.png`` (or .jpg) and on, over older ones.
 
     Args:
         notebook: an executed notebook.
@@ -76,17 +76,20 @@ def extract_figures(notebook: nbformat.NotebookNode, folder: Path, prefix: str) 
         The files written, in the order of the notebook.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob(f"{prefix}_*.png"):
-        old.unlink()
+    endings = {"image/png": ".png", "image/jpeg": ".jpg"}
+    for old in folder.glob(f"{prefix}_*"):
+        if old.suffix in endings.values():
+            old.unlink()
     images = [
-        output["data"]["image/png"]
+        (output["data"][kind], ending)
         for cell in notebook.cells
         for output in cell.get("outputs", [])
-        if "image/png" in output.get("data", {})
+        for kind, ending in endings.items()
+        if kind in output.get("data", {})
     ]
     written = []
-    for number, image in enumerate(images, start=1):
-        path = folder / f"{prefix}_{number:02d}.png"
+    for number, (image, ending) in enumerate(images, start=1):
+        path = folder / f"{prefix}_{number:02d}{ending}"
         path.write_bytes(base64.b64decode(image))
         written.append(path)
     return tuple(written)

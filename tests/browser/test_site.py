@@ -82,6 +82,5 @@ def test_a_notebook_opens_from_the_index_with_its_pictures(index):
     assert len(loaded_images(index)) == 2  # the chart and the photograph
 
 
-@pytest.mark.xfail(strict=True, reason="pictures that a notebook keeps as JPEG are left out")
 def test_the_index_shows_every_picture(index):
     assert len(loaded_images(index)) == 2
