@@ -86,8 +86,9 @@ def test_follows_the_template(path):
 
 @each_notebook
 def test_code_cells_are_short(path):
-    long = [cell.source for cell in code_cells(read(path)) if len(cell.source.splitlines()) > 25]
-    assert not long
+    # A list of parameters is looked up, not read.
+    lessons = [cell for cell in code_cells(read(path)) if "parameters" not in tags(cell)]
+    assert not [cell.source for cell in lessons if len(cell.source.splitlines()) > 25]
 
 
 @each_notebook
