@@ -416,6 +416,9 @@ def _execute(stage: Stage, target: Path, cell_timeout: int) -> str:
             execution_timeout=cell_timeout,
             # The kernel runs on this machine; without this it warns on every start.
             config=Config({"KernelManager": {"transport_encryption": "auto"}}),
+            # What it logs as errors are its own interruptions when it is stopped; those of cells
+            # and of widgets are in the notebook.
+            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
         )
     except PapermillExecutionError as error:
         return f"cell {error.exec_count}: {error.ename}: {_first_line(error.evalue)}"
