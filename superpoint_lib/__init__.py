@@ -28,9 +28,32 @@ Conventions, for every module:
 * **Random numbers** come from generators handed in; a seed fixes a run on a given machine.
 """
 
-from superpoint_lib.extraction import Features, extract, match
-from superpoint_lib.model import MagicPoint, SuperPoint
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from superpoint_lib.extraction import Features, extract, match
+    from superpoint_lib.model import MagicPoint, SuperPoint
 
 __version__ = "0.1.0"
 
 __all__ = ["Features", "MagicPoint", "SuperPoint", "__version__", "extract", "match"]
+
+_HOMES = {
+    "Features": "extraction",
+    "MagicPoint": "model",
+    "SuperPoint": "model",
+    "extract": "extraction",
+    "match": "extraction",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name of the public face at first use: the command line's help needs no torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -36,12 +36,15 @@ from superpoint_lib.geometry import (
     valid_mask,
     warp_images,
 )
-from superpoint_lib.model import MagicPoint, fold_batch_norm
+from superpoint_lib.model import (
+    CELL_SIZE,
+    MagicPoint,
+    Precision,
+    fold_batch_norm,
+    uses_bfloat16,
+)
 from superpoint_lib.paths import list_images
 
-Precision = Literal["auto", "bf16", "float32"]
-
-_CELL = 8
 _READERS = 2
 
 
@@ -102,7 +105,11 @@ class AdaptConfig:
                 "warps must be at least 1, batch and limit not negative, "
                 f"got {self.warps}, {self.batch} and {self.limit}"
             )
-        if self.height % _CELL or self.width % _CELL or (self.height == 0) != (self.width == 0):
+        if (
+            self.height % CELL_SIZE
+            or self.width % CELL_SIZE
+            or (self.height == 0) != (self.width == 0)
+        ):
             raise ValueError(
                 "height and width must be multiples of 8, or both 0 for native sizes; "
                 f"got {self.height} x {self.width}"
@@ -160,18 +167,6 @@ def adaptation_homographies(
     """
     drawn = sample_homographies(warps - 1, height, width, HOMOGRAPHY_PRESETS[preset], rng)
     return np.concatenate([np.eye(3)[None], drawn])
-
-
-def _use_bfloat16(precision: Precision, device: torch.device) -> bool:
-    if precision != "auto":
-        return precision == "bf16"
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    # Emulated bfloat16 convolutions are slower than float32 ones.
-    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return device.type == "cpu" and any(
-        getattr(torch.cpu, check, lambda: False)() for check in checks
-    )
 
 
 def _batch_size(config: AdaptConfig, device: torch.device) -> int:
@@ -270,7 +265,7 @@ def _observe(
         torch.autocast(
             images.device.type,
             dtype=torch.bfloat16,
-            enabled=_use_bfloat16(config.precision, images.device),
+            enabled=uses_bfloat16(config.precision, images.device),
         ),
     ):
         logits = model(warped)["logits"]
@@ -325,7 +320,9 @@ def adapted_keypoints(
     Derived in notebook 03.
     """
     height, width = images.shape[-2:]
-    padded = functional.pad(images, (0, -width % _CELL, 0, -height % _CELL), mode="replicate")
+    padded = functional.pad(
+        images, (0, -width % CELL_SIZE, 0, -height % CELL_SIZE), mode="replicate"
+    )
     heatmap, _ = adapt_heatmap(model, padded, homographies, config)
     return heatmap_keypoints(heatmap[:, :height, :width].contiguous(), config)
 
@@ -394,7 +391,7 @@ def _read(job: _Job, config: AdaptConfig) -> NDArray[np.float32] | str:
         image = read_label_image(job.picture, (config.height, config.width))
     except Exception as error:
         return str(error) or type(error).__name__
-    if min(image.shape) < 2 * _CELL:
+    if min(image.shape) < 2 * CELL_SIZE:
         return f"picture of {image.shape[0]} x {image.shape[1]} is smaller than 16 x 16"
     return image
 

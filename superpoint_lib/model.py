@@ -23,6 +23,7 @@ from superpoint_lib.checkpoints import Weights, load_weights
 CELL_SIZE = 8
 DUSTBIN = CELL_SIZE * CELL_SIZE
 
+Precision = Literal["auto", "bf16", "float32"]
 M = TypeVar("M", bound="MagicPoint")
 
 
@@ -258,6 +259,19 @@ def fold_batch_norm(model: M) -> M:
             state[f"{name}.conv.weight"], state[f"{name}.conv.bias"] = weight, bias
     folded.load_state_dict(state)
     return folded.eval()
+
+
+def uses_bfloat16(precision: Precision, device: torch.device) -> bool:
+    """Whether to compute in bfloat16: "auto" does where ``device`` multiplies it in hardware."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # Emulated bfloat16 convolutions are slower than float32 ones.
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return device.type == "cpu" and any(
+        getattr(torch.cpu, check, lambda: False)() for check in checks
+    )
 
 
 def _norm_layer(channels: int, config: ModelConfig) -> nn.Module:

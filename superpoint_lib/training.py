@@ -47,7 +47,14 @@ from superpoint_lib.losses import (
     descriptor_sparse_loss,
     detector_loss,
 )
-from superpoint_lib.model import MagicPoint, ModelConfig, SuperPoint, fold_batch_norm
+from superpoint_lib.model import (
+    MagicPoint,
+    ModelConfig,
+    Precision,
+    SuperPoint,
+    fold_batch_norm,
+    uses_bfloat16,
+)
 from superpoint_lib.paths import atomic_path, write_json
 from superpoint_lib.shapes import ShapesConfig
 
@@ -134,7 +141,7 @@ class TrainConfig:
     schedule: Literal["one-cycle", "constant", "cosine"] = "one-cycle"
     gradient_clip: float = 0.0
     ema_decay: float = 0.0
-    precision: Literal["auto", "bf16", "float32"] = "auto"
+    precision: Precision = "auto"
     compile: bool = False
     seed: int = 0
     log_every: int = 50
@@ -357,7 +364,7 @@ def _make_fabric(config: TrainConfig) -> Fabric:
             devices=local,
             num_nodes=processes // local,
             strategy="ddp" if processes > 1 else "auto",
-            precision="bf16-mixed" if _uses_bf16(config) else "32-true",
+            precision="bf16-mixed" if _precision_name(config) == "bfloat16" else "32-true",
         )
         fabric.launch()
     if config.batch_size % fabric.world_size:
@@ -376,18 +383,6 @@ def _quiet(name: str) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def _uses_bf16(config: TrainConfig) -> bool:
-    if config.precision != "auto":
-        return config.precision == "bf16"
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if torch.backends.mps.is_available():
-        return False
-    # Emulated bfloat16 convolutions are slower than float32 ones.
-    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
 
 
 def _make_optimizer(net: nn.Module, config: TrainConfig, device: torch.device) -> Any:
@@ -740,7 +735,10 @@ def _describe(config: TrainConfig, fabric: Fabric) -> str:
 
 
 def _precision_name(config: TrainConfig) -> str:
-    return "bfloat16" if _uses_bf16(config) else "float32"
+    """What the configuration means on the device that Fabric will choose."""
+    mps = torch.backends.mps.is_available()
+    name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    return "bfloat16" if uses_bfloat16(config.precision, torch.device(name)) else "float32"
 
 
 def _machine(device: torch.device) -> str:

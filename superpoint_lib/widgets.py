@@ -170,6 +170,8 @@ def _options(description: str) -> dict[str, Any]:
     """Layout shared by all controls: aligned in columns, descriptions in full."""
     return {
         "description": description,
+        # Without one the browser shows "null" over the label.
+        "tooltip": description,
         "style": {"description_width": "180px"},
         "layout": _ipywidgets().Layout(width="410px"),
     }

@@ -246,3 +246,15 @@ def test_export_releases_a_finished_training(project, capsys):
     capsys.readouterr()
     missing = ["export", "--weights", "nothing", "--output", "out.safetensors"]
     assert "finish the training of nothing" in fails(missing, capsys)
+
+
+def test_help_does_not_wait_for_torch():
+    code = (
+        "import sys\n"
+        "from superpoint_lib.cli import main\n"
+        "main(['--help'])\n"
+        "print(*sys.modules, file=sys.stderr)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "superpoint COMMAND --help" in result.stdout
+    assert not {"torch", "cv2", "numpy"} & set(result.stderr.split())

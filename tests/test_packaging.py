@@ -148,3 +148,23 @@ def load_error_of(stderr, monkeypatch):
     result = subprocess.CompletedProcess([], 1, stderr=stderr)
     monkeypatch.setattr(ensure_opencv.subprocess, "run", lambda *_, **__: result)
     return ensure_opencv.load_error()
+
+
+def test_the_tables_of_the_readme_files_are_those_of_the_results(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    import update_tables
+
+    for name in update_tables.FILES:
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert update_tables.filled(text) == text, "run python tools/update_tables.py"
+        assert "<!-- table:" in text
+
+
+def test_the_check_of_the_tables_notices_another_figure(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    import update_tables
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "| superpoint | 0." in text
+    changed = text.replace("| superpoint | 0.", "| superpoint | 9.")
+    assert changed != update_tables.filled(changed) == text

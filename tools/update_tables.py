@@ -91,7 +91,9 @@ def weights() -> str:
                 str(facts["steps"]),
                 f"{training['batch_size']} × {training['height']} × {training['width']}",
                 str(facts["seed"]),
-                f"{facts['seconds'] / 60:.0f} min on {facts['machine']}",
+                f"{facts['seconds'] / 60:.0f} min, {facts['machine']}".replace(
+                    " 1 threads", " 1 thread"
+                ),
                 f"`{facts['commit'][:10]}`",
                 str(facts["learnt_from"]),
             ]
@@ -127,7 +129,7 @@ def _decimals(value: float | None) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    ruler = ["---", *["---:"] * (len(head) - 1)]
+    ruler = ["---:" if cell[:1] in "–0123456789" else "---" for cell in rows[0]]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ruler, *rows])
 
 
