@@ -86,6 +86,7 @@ refresh: $(READY)
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace \
 		--KernelManager.transport_encryption=auto $(NOTEBOOKS)
 	$(BIN)/nbstripout --keep-output --keep-count --keep-id $(NOTEBOOKS)
+	$(BIN)/python tools/drop_progress_bars.py $(NOTEBOOKS)
 
 test: $(READY)
 	@$(MAKE) --keep-going --no-print-directory \

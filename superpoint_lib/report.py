@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import base64
 import html
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import nbformat
+
+# What stands for a progress bar where its widget cannot be drawn: it says 0 % for ever.
+_BAR = re.compile(r"^([\w ]+: )?\s*\d+%\|")
 
 INDEX_HEAD = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
@@ -95,6 +99,18 @@ def extract_figures(notebook: nbformat.NotebookNode, folder: Path, prefix: str) 
     return tuple(written)
 
 
+def drop_progress_bars(notebook: nbformat.NotebookNode) -> int:
+    """Take stored progress bars out of a notebook's outputs, in place; returns how many."""
+    dropped = 0
+    for cell in notebook.cells:
+        outputs = cell.get("outputs", [])
+        kept = [o for o in outputs if not _BAR.match(o.get("data", {}).get("text/plain", ""))]
+        if len(kept) < len(outputs):
+            dropped += len(outputs) - len(kept)
+            cell.outputs = kept
+    return dropped
+
+
 def render_html(notebook: nbformat.NotebookNode, path: Path, title: str) -> None:
     """Render a notebook to one HTML file with its figures inside."""
     from nbconvert import HTMLExporter
@@ -118,6 +134,7 @@ def render_page(source: Path, folder: Path, name: str | None = None, **details: 
     name = name or source.stem
     title = notebook_title(notebook) or name
     figures = extract_figures(notebook, folder / "figures", name)
+    drop_progress_bars(notebook)
     path = folder / f"{name}.html"
     render_html(notebook, path, title)
     return Page(name=name, title=title, path=path, figures=figures, **details)

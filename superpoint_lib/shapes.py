@@ -389,11 +389,11 @@ def _draw_lines(canvas: _Canvas) -> None:
 def _random_polygons(
     count: int, min_radius: float, max_radius: float, canvas: _Canvas
 ) -> list[FloatArray]:
-    """Up to `count` convex polygons of three to seven corners, each of 20 to 120 degrees.
+    """Up to `count` convex polygons of three to five corners, each of 20 to 120 degrees.
 
-    Corners are placed around a centre, one in each of k equal sectors; corners too close to the
-    next one or too flat to be told apart are left out, and so are polygons that then have fewer
-    than three, or hollow, flat or needle-sharp ones.
+    Three to seven are placed around a centre, one in each of k equal sectors; corners too close to
+    the next one or too flat to be told apart are left out, and so are polygons that then have fewer
+    than three, or hollow, flat or needle-sharp ones. (With six or more, some angle exceeds 120.)
     """
     rng = canvas.rng
     corners = rng.integers(3, 8, (count, 1))

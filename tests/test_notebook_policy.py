@@ -20,6 +20,7 @@ from notebook_cells import (
 )
 
 from superpoint_lib.pipeline import notebook_parameters, plan
+from superpoint_lib.report import drop_progress_bars
 
 PROFILES = sorted(path.stem for path in (ROOT / "notebooks" / "profiles").glob("*.yaml"))
 MACHINE_PATH = re.compile(
@@ -95,6 +96,11 @@ def test_names_no_machine_path(path):
         for text in stored:
             found = MACHINE_PATH.search(text)
             assert not found, text[max(0, found.start() - 60) : found.end() + 60]
+
+
+@each_notebook
+def test_stores_no_progress_bar(path):
+    assert not drop_progress_bars(read(path)), "make refresh leaves them out"
 
 
 @each_notebook

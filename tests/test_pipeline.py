@@ -244,3 +244,17 @@ def test_extracted_figures_replace_older_ones(tmp_path):
     assert report.extract_figures(notebook, tmp_path, "nb") == (tmp_path / "nb_01.png",)
     assert not (tmp_path / "nb_07.png").exists()
     assert report.notebook_title(notebook) == ""
+
+
+def test_stored_progress_bars_are_dropped_and_nothing_else():
+    texts = [
+        "  0%|          | 0/600 [00:00<?, ?step/s]",
+        "adapting:   0%|          | 0/8 [00:00<?, ?image/s]",
+        "Explorer(threshold=0.005)",
+        "100%",
+    ]
+    outputs = [new_output("display_data", {"text/plain": text}) for text in texts]
+    notebook = new_notebook(cells=[new_code_cell("train()", outputs=outputs)])
+    assert report.drop_progress_bars(notebook) == 2
+    assert [o.data["text/plain"] for o in notebook.cells[0].outputs] == texts[2:]
+    assert report.drop_progress_bars(notebook) == 0
