@@ -332,7 +332,8 @@ def _extract(arguments: Sequence[str]) -> int:
         try:
             features = find(read_gray(path)).numpy()
         except ValueError as error:
-            unreadable.append(str(error))
+            named = str(path) in str(error)
+            unreadable.append(str(error) if named else f"{path}: {error}")
             continue
         arrays = {
             name: getattr(features, name)

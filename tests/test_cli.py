@@ -12,6 +12,7 @@ import torch
 from superpoint_lib import cli
 from superpoint_lib.checkpoints import load_weights
 from superpoint_lib.cli import COMMANDS, main
+from superpoint_lib.config import replace
 
 
 @pytest.fixture
@@ -121,11 +122,13 @@ def test_stopping_a_command_is_no_traceback(monkeypatch, capsys):
 def test_extract_writes_features_and_lists_what_it_cannot_read(project, weights, capsys):
     write_picture(project / "pictures" / "a.png")
     (project / "pictures" / "b.png").write_text("no picture")
+    cv2.imwrite(str(project / "pictures" / "tiny.png"), np.zeros((8, 9), np.uint8))
     line = fails(
         ["extract", "pictures", "--output", "features", "--weights", weights["SuperPoint"]], capsys
     )
-    assert "1 of 2 left out" in line
+    assert "2 of 3 left out" in line
     assert "b.png" in line
+    assert "tiny.png: image is too small" in line
     with np.load(project / "features" / "a.npz") as features:
         n = len(features["keypoints"])
         assert features["keypoints"].shape == (n, 2)
@@ -201,7 +204,7 @@ def test_train_starts_from_a_recipe_and_options_override_it(project, monkeypatch
     name, recipe = next(iter(training.RECIPES.items()))
     assert main(["train", "--recipe", name, "--steps", "7", "--no-resume"]) == 0
     ((config, run_dir, resume),) = calls
-    assert config == training.replace(recipe, steps=7)
+    assert config == replace(recipe, steps=7)
     assert (run_dir, resume) == (project / "runs" / "train" / name, False)
 
 

@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
-from superpoint_lib import training
 from superpoint_lib.checkpoints import load_weights, save_weights
 from superpoint_lib.config import ConfigError, replace, to_dict
 from superpoint_lib.datasets import save_labels
@@ -25,6 +24,7 @@ from superpoint_lib.training import (
     TrainConfig,
     detector_step,
     learning_rate_at,
+    loop,
     make_dataset,
     make_model,
     mode_losses,
@@ -34,6 +34,8 @@ from superpoint_lib.training import (
     release,
     train,
 )
+from superpoint_lib.training.pieces import make_fabric
+from superpoint_lib.training.run import Run
 
 TINY = TrainConfig(
     channels=(8, 8, 8, 8),
@@ -90,8 +92,9 @@ class Wrapped:
 
 
 def wrap_dataset(monkeypatch, index, action):
-    make = training.make_dataset
-    monkeypatch.setattr(training, "make_dataset", lambda c: Wrapped(make(c), index, action))
+    monkeypatch.setattr(
+        loop, "make_dataset", lambda config: Wrapped(make_dataset(config), index, action)
+    )
 
 
 # ------------------------------------------------------------------------------- the pieces
@@ -258,7 +261,7 @@ class Dots:
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
 def test_a_detector_learns_where_the_points_are(tmp_path, monkeypatch, norm):
-    monkeypatch.setattr(training, "make_dataset", lambda config: Dots())
+    monkeypatch.setattr(loop, "make_dataset", lambda config: Dots())
     config = replace(
         TINY,
         norm=norm,
@@ -329,8 +332,8 @@ def test_frozen_normalisation_keeps_its_statistics_while_weights_move(tmp_path):
 
 def test_weight_decay_shrinks_kernels_only_and_clipping_bounds_the_step(tmp_path):
     config = replace(TINY, optimizer="adamw", weight_decay=0.5, norm="none")
-    fabric = training._make_fabric(config)
-    groups = training._Run(config, tmp_path, fabric).optimizer.param_groups
+    fabric = make_fabric(config)
+    groups = Run(config, tmp_path, fabric).optimizer.param_groups
     assert [{p.ndim for p in group["params"]} for group in groups] == [{4}, {1}]
     assert [group["weight_decay"] for group in groups] == [0.5, 0.0]
 
@@ -347,14 +350,14 @@ def test_weight_decay_shrinks_kernels_only_and_clipping_bounds_the_step(tmp_path
 
 def test_the_result_is_the_moving_average(tmp_path):
     config = replace(TINY, ema_decay=0.5, checkpoint_every=1, learning_rate=0.01)
-    states, save = [make_model(config).state_dict()], training._Run.save
+    states, save = [make_model(config).state_dict()], Run.save
 
     def record(self):
         states.append({key: value.clone() for key, value in self.net.state_dict().items()})
         save(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training._Run, "save", record)
+        patch.setattr(Run, "save", record)
         result = run(config, tmp_path)
     name = "encoder.block1a.conv.weight"
     average = states[0][name].double()
@@ -471,7 +474,6 @@ def test_a_run_writes_its_history_and_facts(tmp_path):
 
 def test_step_t_takes_samples_from_t_times_the_batch(tmp_path, monkeypatch):
     seen = []
-    make = training.make_dataset
 
     class Listening:
         def __init__(self, dataset):
@@ -481,7 +483,7 @@ def test_step_t_takes_samples_from_t_times_the_batch(tmp_path, monkeypatch):
             seen.append(index)
             return self.dataset[index]
 
-    monkeypatch.setattr(training, "make_dataset", lambda config: Listening(make(config)))
+    monkeypatch.setattr(loop, "make_dataset", lambda config: Listening(make_dataset(config)))
     run(TINY, tmp_path)
     assert seen == list(range(TINY.steps * TINY.batch_size))
 
@@ -514,7 +516,7 @@ def test_an_interrupted_run_resumes_exactly(tmp_path, monkeypatch, config):
 
 def test_a_finished_run_is_returned_without_training(tmp_path, monkeypatch):
     first = run(TINY, tmp_path)
-    monkeypatch.setattr(training, "_train_steps", None)
+    monkeypatch.setattr(loop, "_train_steps", None)
     again = run(TINY, tmp_path)
     assert same_weights(first.model, again.model)
     assert again.history == first.history
@@ -543,16 +545,16 @@ def test_a_run_from_before_a_key_existed_has_its_default(tmp_path):
 def test_a_checkpoint_cut_short_leaves_the_one_before(tmp_path, monkeypatch):
     config = replace(TINY, checkpoint_every=2)
     straight = run(config, tmp_path / "straight")
-    write, calls = training.save_weights, []
+    calls = []
 
     def fail_at_step_4(path, *arguments, **options):
         calls.append(path)
         if "00000004" in path.name:
             raise OSError("disk full")
-        return write(path, *arguments, **options)
+        return save_weights(path, *arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "save_weights", fail_at_step_4)
+        patch.setattr("superpoint_lib.training.run.save_weights", fail_at_step_4)
         with pytest.raises(OSError, match="disk full"):
             run(config, tmp_path / "cut")
     assert json.loads((tmp_path / "cut" / "checkpoint.json").read_text())["step"] == 2

@@ -1,0 +1,58 @@
+"""Homographies: how points and pictures move together.
+
+Pixel centres sit at integer coordinates (x right, y down), as in OpenCV. A homography maps the
+pixels of a first picture to those of a second, ``x1 ~ H_0to1 x0`` in homogeneous coordinates
+(Hartley and Zisserman, *Multiple View Geometry*, section 2.3).
+
+* ``homographies``: points and matrices;
+* ``sampling``: random homographies;
+* ``pictures``: resizing, cropping, warping, and masks of valid pixels.
+"""
+
+from superpoint_lib.geometry.homographies import (
+    Array,
+    crop_homography,
+    homographies_from_corners,
+    invert_homographies,
+    mean_corner_error,
+    resize_homography,
+    transform_homography,
+    warp_points,
+)
+from superpoint_lib.geometry.pictures import (
+    Backend,
+    Mode,
+    Padding,
+    resize_and_crop,
+    resize_short_side,
+    valid_mask,
+    warp_image,
+    warp_images,
+)
+from superpoint_lib.geometry.sampling import (
+    HOMOGRAPHY_PRESETS,
+    HomographyConfig,
+    sample_homographies,
+)
+
+__all__ = [
+    "HOMOGRAPHY_PRESETS",
+    "Array",
+    "Backend",
+    "HomographyConfig",
+    "Mode",
+    "Padding",
+    "crop_homography",
+    "homographies_from_corners",
+    "invert_homographies",
+    "mean_corner_error",
+    "resize_and_crop",
+    "resize_homography",
+    "resize_short_side",
+    "sample_homographies",
+    "transform_homography",
+    "valid_mask",
+    "warp_image",
+    "warp_images",
+    "warp_points",
+]

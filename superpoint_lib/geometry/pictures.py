@@ -1,0 +1,325 @@
+"""Pictures: resized, cropped and warped, and which of their pixels a warp leaves valid."""
+
+from collections.abc import Iterable
+from typing import Literal, cast
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from superpoint_lib.geometry.homographies import (
+    Array,
+    crop_transform,
+    invert_homographies,
+    resize_transform,
+)
+
+Padding = Literal["zeros", "border"]
+Mode = Literal["bilinear", "nearest"]
+Backend = Literal["auto", "opencv", "torch"]
+
+_CV_MODES = {"bilinear": cv2.INTER_LINEAR, "nearest": cv2.INTER_NEAREST}
+_CV_BORDERS = {"zeros": cv2.BORDER_CONSTANT, "border": cv2.BORDER_REPLICATE}
+_CV_DTYPES = (torch.float32, torch.float64, torch.uint8)
+
+
+def resize_and_crop(
+    image: np.ndarray, height: int, width: int, anchor: tuple[float, float] = (0.5, 0.5)
+) -> tuple[np.ndarray, np.ndarray]:
+    """Resize a picture, keeping its proportions, until it covers the wanted size; crop the rest.
+
+    Args:
+        image: (H, W) or (H, W, C), a type OpenCV resizes (float32, float64, uint8).
+        height: wanted height in pixels.
+        width: wanted width in pixels.
+        anchor: (x, y) in [0, 1], where the crop sits in what is left over: (0.5, 0.5) the centre,
+            (0, 0) the top left corner.
+
+    Returns:
+        The picture, (height, width[, C]), and the transform, float64 (3, 3), from old to new
+        pixels.
+
+    Raises:
+        ValueError: an empty image or size.
+    """
+    _check_sizes(image, height, width)
+    scale = max(height / image.shape[0], width / image.shape[1])
+    full_height = max(height, round(image.shape[0] * scale))
+    full_width = max(width, round(image.shape[1] * scale))
+    resized, transform = _resize(image, full_height, full_width)
+    x = round((full_width - width) * anchor[0])
+    y = round((full_height - height) * anchor[1])
+    crop = np.ascontiguousarray(resized[y : y + height, x : x + width])
+    return crop, crop_transform(x, y) @ transform
+
+
+def resize_short_side(image: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Resize a picture so that its shorter side measures ``size`` pixels, keeping its proportions.
+
+    Args:
+        image: (H, W) or (H, W, C).
+        size: wanted length of the shorter side, in pixels.
+
+    Returns:
+        The picture and the transform, float64 (3, 3), from old to new pixels (exact even where the
+        longer side had to be rounded).
+
+    Raises:
+        ValueError: an empty image or size.
+    """
+    _check_sizes(image, size, size)
+    scale = size / min(image.shape[:2])
+    return _resize(image, round(image.shape[0] * scale), round(image.shape[1] * scale))
+
+
+def _check_sizes(image: np.ndarray, height: int, width: int) -> None:
+    if image.ndim not in (2, 3) or image.size == 0:
+        raise ValueError(f"expected a picture (H, W) or (H, W, C), got shape {image.shape}")
+    if height < 1 or width < 1:
+        raise ValueError(f"cannot resize to {height} x {width} pixels")
+
+
+def _resize(image: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    old_height, old_width = image.shape[:2]
+    shrinks = height < old_height or width < old_width
+    # Area averaging is OpenCV's anti-aliased way down; it is plain nearest neighbour on the way up.
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    resized = cv2.resize(image, (width, height), interpolation=interpolation)
+    return resized, resize_transform(width / old_width, height / old_height)
+
+
+def warp_images(
+    images: torch.Tensor,
+    H: torch.Tensor | np.ndarray,
+    size: tuple[int, int] | None = None,
+    padding: Padding = "zeros",
+    mode: Mode = "bilinear",
+    backend: Backend = "auto",
+) -> torch.Tensor:
+    """Warp pictures through homographies.
+
+    Convention: ``H`` maps a pixel of the picture to its place in the warped picture, as in
+    ``cv2.warpPerspective``: the warped picture at ``H x`` shows what the picture has at ``x``.
+
+    Args:
+        images: (B, C, H, W), floating point or uint8; bool with ``mode="nearest"``.
+        H: (B, 3, 3). Either batch may be 1: many warps of one picture, or one warp of many.
+        size: (height, width) of the result; that of ``images`` if None.
+        padding: what lies outside the picture: "zeros", or its nearest "border" pixel.
+        mode: "bilinear" or "nearest".
+        backend: "opencv" (fast on the CPU; no gradient), "torch" (one ``grid_sample``; any device,
+            differentiable in ``images``), "auto": OpenCV for CPU tensors without gradient.
+
+    Returns:
+        (B, C, height, width), type and device of ``images``. Half-precision pictures are
+        interpolated in float32, integers rounded.
+
+    Raises:
+        ValueError: wrong shapes, a singular homography, OpenCV asked for a tensor on a GPU.
+        TypeError: a type of picture that cannot be interpolated.
+
+    Used from notebook 03 on.
+    """
+    _check_choice("padding", padding, _CV_BORDERS)
+    _check_choice("mode", mode, _CV_MODES)
+    _check_choice("backend", backend, ("auto", "opencv", "torch"))
+    count = _check_warp(images, tuple(H.shape), mode)
+    if backend == "opencv" and images.device.type != "cpu":
+        raise ValueError(f"the opencv backend needs CPU tensors, got one on {images.device}")
+    height, width = (int(images.shape[-2]), int(images.shape[-1])) if size is None else size
+    H = H.detach().cpu().numpy() if isinstance(H, torch.Tensor) else np.asarray(H)
+    inverse = invert_homographies(H.astype(np.float64))
+    if backend == "auto":
+        tracked = images.requires_grad and torch.is_grad_enabled()
+        backend = "opencv" if images.device.type == "cpu" and not tracked else "torch"
+    warp = _warp_opencv if backend == "opencv" else _warp_torch
+    return warp(images, inverse, count, height, width, padding, mode)
+
+
+def warp_image(
+    image: np.ndarray,
+    H: np.ndarray,
+    size: tuple[int, int] | None = None,
+    padding: Padding = "zeros",
+    mode: Mode = "bilinear",
+) -> np.ndarray:
+    """Warp one numpy picture: ``warp_images`` for the data-making side.
+
+    Args:
+        image: (H, W), float32, float64 or uint8; bool with ``mode="nearest"``.
+        H: (3, 3), from picture pixels to warped pixels.
+        size: (height, width) of the result; that of ``image`` if None.
+        padding: "zeros" or "border".
+        mode: "bilinear" or "nearest".
+
+    Returns:
+        (height, width), the type of ``image``.
+
+    Raises:
+        ValueError: wrong shapes or a singular homography.
+    """
+    if image.ndim != 2 or np.shape(H) != (3, 3):
+        raise ValueError(
+            f"warp_image needs an image (H, W) and H (3, 3), got {image.shape} and {np.shape(H)}"
+        )
+    tensor = torch.from_numpy(np.ascontiguousarray(image))[None, None]
+    return warp_images(tensor, np.asarray(H)[None], size, padding, mode, "opencv")[0, 0].numpy()
+
+
+def _check_choice(name: str, value: str, choices: Iterable[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def _check_warp(images: torch.Tensor, H_shape: tuple[int, ...], mode: str) -> int:
+    """Return the number of warped pictures, or say what is wrong with the input."""
+    if images.ndim != 4 or len(H_shape) != 3 or H_shape[1:] != (3, 3):
+        raise ValueError(
+            "warp_images needs images (B, C, H, W) and H (B, 3, 3), got "
+            f"{tuple(images.shape)} and {H_shape}"
+        )
+    counts = {images.shape[0], H_shape[0]}
+    if len(counts) == 2 and 1 not in counts:
+        raise ValueError(
+            f"{images.shape[0]} images cannot be paired with {H_shape[0]} homographies"
+        )
+    allowed = images.is_floating_point() or images.dtype == torch.uint8
+    if not allowed and not (images.dtype == torch.bool and mode == "nearest"):
+        raise TypeError(
+            f"cannot warp {images.dtype} images in {mode} mode; convert to float32, or a bool mask "
+            "with mode='nearest'"
+        )
+    return next((n for n in counts if n != 1), 1)
+
+
+def _warp_opencv(
+    images: torch.Tensor,
+    inverse: np.ndarray,
+    count: int,
+    height: int,
+    width: int,
+    padding: str,
+    mode: str,
+) -> torch.Tensor:
+    kind = images.dtype
+    if kind not in _CV_DTYPES:
+        images = images.to(torch.uint8 if kind == torch.bool else torch.float32)
+    source = images.detach().numpy()
+    channels = source.shape[1]
+    warped = np.empty((count, channels, height, width), dtype=source.dtype)
+    flags = _CV_MODES[mode] | cv2.WARP_INVERSE_MAP
+    for i in range(count):
+        picture, matrix = source[min(i, len(source) - 1)], inverse[min(i, len(inverse) - 1)]
+        for channel in range(channels):
+            cv2.warpPerspective(
+                np.ascontiguousarray(picture[channel]),
+                matrix,
+                (width, height),
+                dst=warped[i, channel],
+                flags=flags,
+                borderMode=_CV_BORDERS[padding],
+            )
+    return torch.from_numpy(warped).to(kind)
+
+
+def _warp_torch(
+    images: torch.Tensor,
+    inverse: np.ndarray,
+    count: int,
+    height: int,
+    width: int,
+    padding: str,
+    mode: str,
+) -> torch.Tensor:
+    work = torch.float64 if images.dtype == torch.float64 else torch.float32
+    source_height, source_width = images.shape[-2:]
+    matrix = torch.from_numpy(inverse).to(work).to(images.device)[:, None, None]
+    x = torch.arange(width, device=images.device, dtype=work)
+    y = torch.arange(height, device=images.device, dtype=work)[:, None]
+    u, v, w = (matrix[..., r, 0] * x + matrix[..., r, 1] * y + matrix[..., r, 2] for r in range(3))
+    # Far outside is all the same to the sampler, but infinities are not.
+    u = torch.nan_to_num(u / w, nan=-2.0).clamp(-2, source_width + 1)
+    v = torch.nan_to_num(v / w, nan=-2.0).clamp(-2, source_height + 1)
+    # grid_sample's own coordinates: -1 and 1 are the outer edges of the first and last pixels.
+    grid = torch.stack([(2 * u + 1) / source_width - 1, (2 * v + 1) / source_height - 1], -1)
+    warped = F.grid_sample(
+        images.to(work).expand(count, -1, -1, -1),
+        grid.expand(count, -1, -1, -1),
+        mode=mode,
+        padding_mode=padding,
+        align_corners=False,
+    )
+    return (warped if images.is_floating_point() else warped.round()).to(images.dtype)
+
+
+def valid_mask(
+    H: Array,
+    height: int,
+    width: int,
+    border: float = 0,
+    device: torch.device | str | None = None,
+) -> Array:
+    """Mark the pixels of the warped pictures that show the inside of the source.
+
+    The source seen through a homography is the quadrilateral between the four lines its edges
+    become. A pixel is valid if it lies on the inner side of all four, at least ``border`` pixels
+    away: the exact erosion of the quadrilateral by a disc of that radius.
+
+    Convention: the source includes the full extent of its pixels, [-0.5, W - 0.5] x
+    [-0.5, H - 0.5]. Only the ends of the source are eroded: where they fall on the frame (the
+    identity), a rim of ``border`` pixels goes; where the warped picture ends but the source goes on
+    (a zoom), nothing does.
+
+    Args:
+        H: (n, 3, 3), from source pixels to warped pixels, numpy or tensor.
+        height: of the source and of the warped picture.
+        width: likewise.
+        border: pixels of the warped picture, at least 0.
+        device: where to compute; the result is then a tensor there, also for numpy ``H``.
+
+    Returns:
+        bool (n, height, width), numpy for numpy and tensor for tensor unless ``device`` is given.
+
+    Raises:
+        ValueError: a wrong shape, a negative border, or a singular homography.
+
+    Used from notebook 03 on.
+    """
+    if H.ndim != 3 or border < 0:
+        raise ValueError(
+            f"valid_mask needs H (n, 3, 3) and border >= 0, got {tuple(H.shape)} and {border}"
+        )
+    is_tensor = isinstance(H, torch.Tensor)
+    matrices = H.detach().cpu().numpy() if isinstance(H, torch.Tensor) else H
+    edges = torch.from_numpy(_edge_lines(matrices, height, width).astype(np.float32))
+    edges = edges.to(device if device is not None else (H.device if is_tensor else "cpu"))
+    x = torch.arange(width, device=edges.device, dtype=torch.float32)
+    y = torch.arange(height, device=edges.device, dtype=torch.float32)[:, None]
+    # Seen from behind (past the horizon), the source lies on the negative side of its four lines.
+    front = torch.ones(len(edges), height, width, dtype=torch.bool, device=edges.device)
+    back = front.clone()
+    for line in edges.unbind(1):
+        a, b, c = line[:, :, None, None].unbind(1)
+        distance = a * x + (b * y + c)
+        front &= distance >= border
+        back &= distance <= -border
+    mask = front | back
+    return cast(Array, mask if is_tensor or device is not None else mask.numpy())
+
+
+def _edge_lines(H: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Lines (n, 4, 3) that the source's edges become, giving signed distances in pixels."""
+    to_x, to_y, to_w = np.moveaxis(invert_homographies(H.astype(np.float64)), -2, 0)
+    lines = np.stack(
+        [
+            to_x + 0.5 * to_w,
+            (width - 0.5) * to_w - to_x,
+            to_y + 0.5 * to_w,
+            (height - 0.5) * to_w - to_y,
+        ],
+        axis=1,
+    )
+    slope = np.linalg.norm(lines[..., :2], axis=-1, keepdims=True)
+    # An edge seen at infinity has no slope: every pixel is then far on the side its sign says.
+    return lines / np.maximum(slope, np.finfo(np.float32).tiny)

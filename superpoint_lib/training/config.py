@@ -1,0 +1,180 @@
+"""What defines a training run, and the recipes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from superpoint_lib.augmentation import PHOTOMETRIC_PRESETS
+from superpoint_lib.config import ConfigError, replace
+from superpoint_lib.geometry import HOMOGRAPHY_PRESETS
+from superpoint_lib.losses import HINGE_LAMBDAS, HINGE_PRESETS
+from superpoint_lib.model import ModelConfig, Precision
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that defines a training run. ``RECIPES`` holds ready ones.
+
+    Sizes are in pixels, of the pictures the network sees. ``init`` is a bundled name or a weight
+    file to start from, "" for random weights; a file without a descriptor head leaves that one
+    random. ``freeze_norm_after`` is the fraction of the steps after which batch normalisation uses,
+    and no longer changes, its running statistics. ``one_forward`` sends both views of a pair
+    through the network together, so that batch normalisation sees them with the same statistics;
+    False sends one after the other, as the published implementations do. ``descriptor_weight`` is
+    lambda of the published loss; 0 trains the detector alone. ``ema_decay`` 0 turns the moving
+    average of the weights off, ``gradient_clip`` 0 the clipping of the gradient's norm.
+    ``precision`` "auto" is bfloat16 where the processor multiplies it in hardware. ``workers`` None
+    loads data in processes of its own on a GPU, in the training process on a CPU, where they would
+    compete for the cores.
+
+    Raises:
+        ConfigError: values that contradict each other, naming the keys.
+    """
+
+    model: Literal["magicpoint", "superpoint"] = "magicpoint"
+    norm: Literal["none", "batch", "group"] = "batch"
+    norm_order: Literal["conv-norm-relu", "conv-relu-norm"] = "conv-norm-relu"
+    norm_outputs: bool = False
+    norm_eps: float = 1e-5
+    norm_momentum: float = 0.1
+    norm_groups: int = 8
+    channels: tuple[int, int, int, int] = (64, 64, 128, 128)
+    head_channels: int = 256
+    descriptor_dim: int = 256
+    init: str = ""
+
+    data: Literal["shapes", "photos"] = "shapes"
+    images: tuple[str, ...] = ("bundled",)
+    labels: tuple[str, ...] = ()
+    height: int = 120
+    width: int = 160
+    photometric: str = "synthetic"
+    homography: str = "synthetic"
+    views: int = 1
+
+    detector_weight: float = 1.0
+    descriptor_weight: float = 0.0
+    descriptor_loss: Literal["hinge", "infonce", "sparse"] = "infonce"
+    hinge: str = "default"
+    temperature: float = 0.05
+    freeze_norm_after: float = 1.0
+    one_forward: bool = True
+
+    steps: int = 2000
+    batch_size: int = 32
+    learning_rate: float = 2e-3
+    optimizer: Literal["adam", "adamw"] = "adamw"
+    weight_decay: float = 1e-4
+    schedule: Literal["one-cycle", "constant", "cosine"] = "one-cycle"
+    gradient_clip: float = 0.0
+    ema_decay: float = 0.0
+    precision: Precision = "auto"
+    compile: bool = False
+    seed: int = 0
+    log_every: int = 50
+    checkpoint_every: int = 500
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.views not in (1, 2):
+            raise ConfigError(f"views: must be 1 or 2, got {self.views}")
+        for key, table in (
+            ("photometric", PHOTOMETRIC_PRESETS),
+            ("homography", HOMOGRAPHY_PRESETS),
+            ("hinge", HINGE_PRESETS),
+        ):
+            if getattr(self, key) not in table:
+                raise ConfigError(f"{key}: no preset {getattr(self, key)!r}; known: {list(table)}")
+        for key in ("steps", "batch_size", "log_every", "checkpoint_every"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"{key}: must be at least 1, got {getattr(self, key)}")
+        if self.descriptor_weight and (self.model != "superpoint" or self.views != 2):
+            raise ConfigError(
+                "descriptor_weight: a descriptor loss needs model 'superpoint' and views 2, got "
+                f"model {self.model!r} and views {self.views}"
+            )
+        if not self.detector_weight and not self.descriptor_weight:
+            raise ConfigError("detector_weight and descriptor_weight are both 0: nothing to train")
+        if self.data == "photos" and not self.labels:
+            raise ConfigError(
+                "labels: training on photos needs a folder of pseudo-labels for each folder of "
+                "images (superpoint adapt, notebook 03)"
+            )
+
+    @property
+    def model_config(self) -> ModelConfig:
+        """The fields that describe the network."""
+        names = [field.name for field in fields(ModelConfig)]
+        return ModelConfig(**{name: getattr(self, name) for name in names})
+
+
+_ORIGINAL = TrainConfig(
+    model="superpoint",
+    norm="batch",
+    norm_order="conv-relu-norm",
+    norm_outputs=True,
+    one_forward=False,
+    data="photos",
+    images=("auto",),
+    labels=("runs/labels",),
+    height=240,
+    width=320,
+    photometric="coco_superpoint",
+    homography="coco",
+    views=2,
+    descriptor_loss="hinge",
+    steps=200_000,
+    batch_size=2,
+    optimizer="adam",
+    weight_decay=0.0,
+    schedule="constant",
+)
+
+_PAIRS = TrainConfig(
+    model="superpoint",
+    data="photos",
+    images=("auto",),
+    labels=("runs/labels",),
+    photometric="coco_superpoint",
+    homography="coco",
+    views=2,
+    batch_size=12,
+    gradient_clip=5.0,
+)
+
+#: Ready configurations. magicpoint-synthetic, magicpoint-adapted and superpoint train the bundled
+#: weights, each starting from the one before (``init``). original-stage1 and -stage2 (to be given
+#: stage 1's weights) are the training steps of SuperPoint-Pytorch's README, one-stage its loss as
+#: published, both heads from scratch.
+RECIPES: dict[str, TrainConfig] = {
+    "magicpoint-synthetic": TrainConfig(steps=1500, freeze_norm_after=0.85, gradient_clip=5.0),
+    "magicpoint-adapted": replace(
+        _PAIRS, height=120, width=160, steps=500, learning_rate=1e-3, freeze_norm_after=0.8
+    ),
+    "superpoint": replace(
+        _PAIRS,
+        height=144,
+        width=192,
+        descriptor_weight=1.0,
+        descriptor_loss="infonce",
+        temperature=0.05,
+        steps=1300,
+        batch_size=10,
+        learning_rate=1.5e-3,
+        freeze_norm_after=0.85,
+    ),
+    "original-stage1": replace(_ORIGINAL, learning_rate=0.01),
+    "original-stage2": replace(
+        _ORIGINAL,
+        learning_rate=1e-4,
+        hinge="zeng-stage1",
+        descriptor_weight=HINGE_LAMBDAS["zeng-stage1"],
+    ),
+    "one-stage": replace(
+        _ORIGINAL,
+        learning_rate=1e-4,
+        hinge="zeng",
+        descriptor_weight=HINGE_LAMBDAS["zeng"],
+    ),
+}

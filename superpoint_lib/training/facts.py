@@ -1,0 +1,73 @@
+"""Where and with what a run takes place: for its first line, and for run.json."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from superpoint_lib.model import uses_bfloat16
+from superpoint_lib.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+
+def describe(config: TrainConfig, fabric: Fabric) -> str:
+    """The line that a run starts with."""
+    kind = "pairs" if config.views == 2 else "images"
+    processes = f"{fabric.world_size} x " if fabric.world_size > 1 else ""
+    return (
+        f"{config.model}: {config.steps} steps of {config.batch_size} {kind}, {config.height} x "
+        f"{config.width}, on {processes}{_machine(fabric.device)}, {precision_name(config)}"
+    )
+
+
+def precision_name(config: TrainConfig) -> str:
+    """What the configuration means on the device that Fabric will choose."""
+    mps = torch.backends.mps.is_available()
+    name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    return "bfloat16" if uses_bfloat16(config.precision, torch.device(name)) else "float32"
+
+
+def _machine(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{threads} thread{'s' * (threads > 1)} of {_processor()}"
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def run_facts(config: TrainConfig, fabric: Fabric) -> dict[str, Any]:
+    """What run.json says of commit, machine and versions."""
+    return {
+        "commit": _commit(),
+        "machine": _machine(fabric.device),
+        "processes": fabric.world_size,
+        "precision": precision_name(config),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _commit() -> str:
+    """The checkout's commit, with "+" for uncommitted changes; "unknown" outside a checkout."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+    try:
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()

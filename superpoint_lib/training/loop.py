@@ -1,0 +1,216 @@
+"""The loop: batch after batch, until the last step, a loss that is not finite, or Ctrl-C."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import cv2
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from superpoint_lib.datasets import PhotoDataset, ShapesDataset
+from superpoint_lib.paths import write_json
+from superpoint_lib.training.config import TrainConfig
+from superpoint_lib.training.facts import describe, run_facts
+from superpoint_lib.training.pieces import make_dataset, make_fabric
+from superpoint_lib.training.run import Run, append_history, claim, write_history
+from superpoint_lib.training.steps import Batch, batch_losses, learning_rate_at
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run leaves: ``model`` in eval mode on the training device (averaged weights if the
+
+    average is on), ``history`` one dictionary per row of history.csv, ``weights_path`` the same
+    weights as a float32 safetensors file, ``skipped`` the pictures left out and why.
+    """
+
+    model: nn.Module
+    history: list[dict[str, float]]
+    weights_path: Path
+    skipped: list[tuple[Path, str]]
+
+
+def train(
+    config: TrainConfig, run_dir: str | Path, resume: bool = True, progress: bool = True
+) -> TrainResult:
+    """Train a network, or carry on where an earlier call for the same folder stopped.
+
+    Args:
+        config: the run; ``RECIPES`` has ready ones.
+        run_dir: folder of the run: config.json, history.csv (flushed at every row), checkpoint/,
+            and at the end weights.safetensors and run.json (versions, machine, duration).
+        resume: go on from the folder's checkpoint; False starts again and drops it.
+        progress: show a progress bar and a line about the device.
+
+    Returns:
+        The trained network and its history; at once, without training, where the run is complete.
+
+    Raises:
+        ConfigError: the folder belongs to a run with another configuration (keys are named), or
+            ``init`` does not fit.
+        NonFiniteLossError: the loss or the gradient is not finite; the checkpoint before is kept.
+        KeyboardInterrupt: after Ctrl-C, once the running step is finished and saved.
+
+    Convention: resuming is exact to the bit on a CPU at a fixed number of threads; on a GPU some
+    sums are made in changing order.
+
+    Derived in notebooks 02 and 05.
+    """
+    run_dir = Path(run_dir)
+    fabric = make_fabric(config)
+    if fabric.is_global_zero:
+        claim(run_dir, config, resume)
+    fabric.barrier()
+    dataset = make_dataset(config)
+    run = Run(config, run_dir, fabric)
+    run.load()
+    if run.step < config.steps:
+        if progress and fabric.is_global_zero:
+            print(describe(config, fabric))
+        _train_steps(run, dataset, progress and fabric.is_global_zero)
+    return _finish(run, dataset)
+
+
+def _train_steps(run: Run, dataset: ShapesDataset | PhotoDataset, progress: bool) -> None:
+    config, fabric = run.config, run.fabric
+    module = cast(nn.Module, torch.compile(run.net)) if config.compile else run.net
+    model, optimizer = fabric.setup(module, run.optimizer)
+    freeze_at = config.freeze_norm_after * config.steps
+    clip = config.gradient_clip or math.inf
+    model.train()
+    if fabric.is_global_zero:
+        write_history(run.run_dir / "history.csv", run.history)
+    earlier, started = run.seconds, time.perf_counter()
+    logged_at, logged_step = started, run.step
+    bar = tqdm(total=config.steps, initial=run.step, disable=not progress, unit="step")
+
+    with _deferred_interrupt(fabric.world_size == 1) as interrupted, bar:
+        for batch in _batches(dataset, config, fabric, run.step):
+            if run.step >= freeze_at:
+                _freeze_norm(run.net)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate_at(run.step, config)
+            losses = batch_losses(model, batch, config, run.step)
+            optimizer.zero_grad(set_to_none=True)
+            fabric.backward(losses["loss"])
+            norm = nn.utils.clip_grad_norm_(run.net.parameters(), clip)
+            optimizer.step()
+            if run.average:
+                run.average.update(run.step)
+            run.add(losses, norm)
+            run.step += 1
+            bar.update()
+
+            stop = interrupted()
+            last = run.step == config.steps
+            log = run.step % config.log_every == 0 or last
+            checkpoint = run.step % config.checkpoint_every == 0 or last or stop
+            if log or checkpoint:
+                run.check_finite()
+                now = time.perf_counter()
+                run.seconds = earlier + now - started
+            if log:
+                images = (run.step - logged_step) * config.batch_size * config.views
+                row = run.log(images / (now - logged_at))
+                logged_at, logged_step = now, run.step
+                bar.set_postfix(loss=f"{row['loss']:.3f}", lr=f"{row['learning_rate']:.1e}")
+                if fabric.is_global_zero:
+                    append_history(run.run_dir / "history.csv", row)
+            if checkpoint:
+                run.save()
+            if stop:
+                raise KeyboardInterrupt(
+                    f"stopped after step {run.step} of {config.steps}; saved in {run.run_dir}, the "
+                    "same call carries on"
+                )
+
+
+def _freeze_norm(net: nn.Module) -> None:
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+
+
+def _finish(run: Run, dataset: ShapesDataset | PhotoDataset) -> TrainResult:
+    weights_path = run.run_dir / "weights.safetensors"
+    if run.average:
+        run.net.load_state_dict(run.average.state)
+    run.net.eval().requires_grad_(True)
+    if run.fabric.is_global_zero and not weights_path.is_file():
+        run.write_weights(weights_path, run.net.state_dict())
+        facts = run_facts(run.config, run.fabric) | {
+            "steps": run.step,
+            "seconds": round(run.seconds, 1),
+        }
+        write_json(run.run_dir / "run.json", facts)
+    run.fabric.barrier()
+    skipped = list(getattr(dataset, "skipped", []))
+    return TrainResult(run.net, run.history, weights_path, skipped)
+
+
+def _batches(
+    dataset: ShapesDataset | PhotoDataset, config: TrainConfig, fabric: Fabric, start: int
+) -> Iterator[Batch]:
+    """Batches of steps start .. steps - 1 on the device; each process takes its share."""
+    on_gpu = fabric.device.type == "cuda"
+    share = config.batch_size // fabric.world_size
+    first = fabric.global_rank * share
+    starts = (t * config.batch_size + first for t in range(start, config.steps))
+    workers = config.workers
+    if workers is None:
+        workers = max(1, min(12, (os.cpu_count() or 1) - 2)) if on_gpu else 0
+    loader = DataLoader(
+        dataset,
+        batch_sampler=(list(range(i, i + share)) for i in starts),
+        num_workers=workers,
+        pin_memory=on_gpu,
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=_start_worker,
+        generator=torch.Generator(),
+    )
+    for batch in loader:
+        yield {key: value.to(fabric.device, non_blocking=True) for key, value in batch.items()}
+
+
+def _start_worker(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the training process decides when to stop
+    cv2.setNumThreads(0)
+
+
+@contextmanager
+def _deferred_interrupt(enabled: bool) -> Iterator[Callable[[], bool]]:
+    """Turns the first Ctrl-C into a flag, so that no step is left half done; a second one raises.
+
+    Only the main thread may handle signals; elsewhere, and under torchrun, nothing is changed.
+    """
+    asked = False
+
+    def remember(signum: int, frame: Any) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    if not enabled or threading.current_thread() is not threading.main_thread():
+        yield lambda: asked
+        return
+    previous = signal.signal(signal.SIGINT, remember)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, previous)

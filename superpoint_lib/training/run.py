@@ -1,0 +1,214 @@
+"""A run between its steps: its state, and what its folder holds of it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor
+
+from superpoint_lib.checkpoints import load_weights, save_weights
+from superpoint_lib.config import ConfigError, to_dict
+from superpoint_lib.paths import atomic_path, write_json
+from superpoint_lib.training.config import TrainConfig
+from superpoint_lib.training.pieces import Average, make_model, make_optimizer
+from superpoint_lib.training.steps import Losses, learning_rate_at
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+#: Keys that change how a run is watched or fed, not what it computes.
+_FREE_KEYS = frozenset({"log_every", "checkpoint_every", "workers"})
+_COLUMNS = (
+    "step",
+    "loss",
+    "detector",
+    "descriptor",
+    "gradient_norm",
+    "learning_rate",
+    "images_per_second",
+    "seconds",
+)
+_PARTS = ("loss", "detector", "descriptor", "gradient_norm")
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss or its gradient became infinite or not a number; the message says where."""
+
+
+class Run:
+    """State of a run between steps, and its checkpoints.
+
+    A checkpoint is a set of files named by their step and ``checkpoint.json``, which is replaced
+    last: whatever is interrupted, it names a complete set.
+    """
+
+    def __init__(self, config: TrainConfig, run_dir: Path, fabric: Fabric) -> None:
+        self.config, self.run_dir, self.fabric = config, run_dir, fabric
+        self.net = make_model(config).to(fabric.device)
+        self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if not config.descriptor_weight:
+            for name, parameter in self.net.named_parameters():
+                parameter.requires_grad_(not _is_descriptor(name))
+        self.optimizer = make_optimizer(self.net, config, fabric.device)
+        self.average = Average(self.net, config.ema_decay) if config.ema_decay else None
+        self.step = 0
+        self.seconds = 0.0
+        self.history: list[dict[str, float]] = []
+        self.sums = torch.zeros(len(_PARTS), device=fabric.device)
+        self.summed = 0
+
+    @property
+    def folder(self) -> Path:
+        """Where the checkpoint's files lie."""
+        return self.run_dir / "checkpoint"
+
+    def files(self, step: int) -> dict[str, Path]:
+        """The files of the checkpoint after ``step`` steps."""
+        stem = f"step-{step:08d}"
+        return {
+            "model": self.folder / f"{stem}.model.safetensors",
+            "ema": self.folder / f"{stem}.ema.safetensors",
+            "optimizer": self.folder / f"{stem}.optimizer.pt",
+        }
+
+    def save(self) -> None:
+        """Writes a checkpoint, then drops the files of the one before."""
+        if not self.fabric.is_global_zero:
+            return
+        files = self.files(self.step)
+        self.write_weights(files["model"], self.net.state_dict())
+        if self.average:
+            self.write_weights(files["ema"], self.average.state)
+        rest = {
+            "optimizer": self.optimizer.state_dict(),
+            "sums": self.sums.cpu(),
+            "summed": self.summed,
+        }
+        with atomic_path(files["optimizer"]) as path:
+            torch.save(rest, path)
+        record = {"step": self.step, "seconds": round(self.seconds, 3)}
+        write_json(self.run_dir / "checkpoint.json", record)
+        for path in self.folder.iterdir():
+            if path not in files.values():
+                path.unlink()
+
+    def write_weights(self, path: Path, state: dict[str, Tensor]) -> None:
+        """Writes weights in float32, with the step and the seconds so far."""
+        metadata = {"step": self.step, "seconds": round(self.seconds, 3)}
+        save_weights(path, state, to_dict(self.net.config), metadata, dtype=torch.float32)
+
+    def load(self) -> None:
+        """Goes back to the checkpoint of the folder; does nothing where there is none."""
+        record = self.run_dir / "checkpoint.json"
+        if not record.is_file():
+            return
+        values = json.loads(record.read_text())
+        self.step, self.seconds = values["step"], values["seconds"]
+        files = self.files(self.step)
+        self.net.load_state_dict(load_weights(files["model"]).state_dict)
+        if self.average:
+            for name, value in load_weights(files["ema"]).state_dict.items():
+                self.average.state[name].copy_(value)
+        rest = torch.load(files["optimizer"], map_location=self.fabric.device, weights_only=True)
+        self.optimizer.load_state_dict(rest["optimizer"])
+        self.sums.copy_(rest["sums"])
+        self.summed = rest["summed"]
+        self.history = [
+            row for row in read_history(self.run_dir / "history.csv") if row["step"] <= self.step
+        ]
+
+    def add(self, losses: Losses, gradient_norm: Tensor) -> None:
+        """Adds a step's parts to the sums since the last row, without waiting for the device."""
+        zero = self.sums.new_zeros(())
+        parts = {**losses, "gradient_norm": gradient_norm}
+        self.sums += torch.stack([parts.get(name, zero).detach().float() for name in _PARTS])
+        self.summed += 1
+
+    def check_finite(self) -> None:
+        """One look at the device for all steps since the last look."""
+        if bool(self.sums.isfinite().all()):
+            return
+        means = dict(zip(_PARTS, (self.sums / self.summed).tolist(), strict=True))
+        kept = (self.run_dir / "checkpoint.json").is_file()
+        raise NonFiniteLossError(
+            f"the loss or its gradient is not finite in the {self.summed} steps up to {self.step} "
+            f"(means {means}): lower learning_rate, set gradient_clip (for example 1.0) or "
+            "precision 'float32'."
+            + (f" The last good checkpoint is kept in {self.folder}" if kept else "")
+        )
+
+    def log(self, images_per_second: float) -> dict[str, float]:
+        """Means of the parts since the last row; a new row of history.csv."""
+        means = cast(Tensor, self.fabric.all_reduce(self.sums / self.summed, reduce_op="mean"))
+        row: dict[str, float] = {"step": self.step}
+        row |= dict(zip(_PARTS, means.tolist(), strict=True))
+        row["learning_rate"] = learning_rate_at(self.step - 1, self.config)
+        row["images_per_second"] = round(images_per_second, 2)
+        row["seconds"] = round(self.seconds, 3)
+        self.history.append(row)
+        self.sums.zero_()
+        self.summed = 0
+        return row
+
+
+def _is_descriptor(name: str) -> bool:
+    return name.startswith("descriptor")
+
+
+def claim(run_dir: Path, config: TrainConfig, resume: bool) -> None:
+    """Checks that the folder holds this run or none, and writes its configuration."""
+    path = run_dir / "config.json"
+    if not resume:
+        for name in ("checkpoint.json", "weights.safetensors", "history.csv", "run.json"):
+            (run_dir / name).unlink(missing_ok=True)
+        shutil.rmtree(run_dir / "checkpoint", ignore_errors=True)
+    elif path.is_file():
+        # A field that is younger than the run had its default then.
+        before, now = to_dict(TrainConfig()) | json.loads(path.read_text()), to_dict(config)
+        changed = [
+            key
+            for key in sorted(before.keys() | now.keys())
+            if key not in _FREE_KEYS and before.get(key) != now.get(key)
+        ]
+        if changed:
+            listed = ", ".join(f"{k} ({before.get(k)!r} -> {now.get(k)!r})" for k in changed)
+            raise ConfigError(
+                f"{run_dir} holds a run with another configuration: {listed}. Use another folder, "
+                "or resume=False to drop it and start again"
+            )
+    write_json(path, to_dict(config))
+
+
+def read_history(path: str | Path) -> list[dict[str, float]]:
+    """Rows of a run's history.csv; empty where there is none yet.
+
+    "loss", "detector", "descriptor" and "gradient_norm" are means since the row before, "step" is
+    the number of steps done, "seconds" counts training only, over all sessions.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return [
+            {key: int(value) if key == "step" else float(value) for key, value in row.items()}
+            for row in csv.DictReader(file)
+        ]
+
+
+def write_history(path: Path, rows: list[dict[str, float]]) -> None:
+    """Writes history.csv anew."""
+    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, _COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def append_history(path: Path, row: dict[str, float]) -> None:
+    """Adds a row to history.csv."""
+    with path.open("a", newline="") as file:
+        csv.DictWriter(file, _COLUMNS).writerow(row)

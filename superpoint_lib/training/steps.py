@@ -1,0 +1,117 @@
+"""What one step computes: the loss of a batch, and its learning rate."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from superpoint_lib.losses import (
+    HINGE_PRESETS,
+    descriptor_hinge_loss,
+    descriptor_infonce_loss,
+    descriptor_sparse_loss,
+    detector_loss,
+)
+from superpoint_lib.training.config import TrainConfig
+
+Batch = dict[str, Tensor]
+Losses = dict[str, Tensor]
+
+
+def detector_step(model: nn.Module, batch: Batch, config: TrainConfig) -> Losses:
+    """Loss of the detector on a batch of one view.
+
+    Args:
+        model: gives {"logits" (B, 65, H/8, W/8)} for images (B, 1, H, W).
+        batch: "image" (B, 1, H, W), "labels" (B, H/8, W/8) and "valid" (B, H/8, W/8).
+        config: ``detector_weight``.
+
+    Returns:
+        "loss", to be minimised, and "detector", its part before weighting; scalars.
+
+    Derived in notebook 02.
+    """
+    maps = model(batch["image"])
+    detector = detector_loss(maps["logits"], batch["labels"], batch["valid"])
+    return {"loss": config.detector_weight * detector, "detector": detector}
+
+
+def pair_step(model: nn.Module, batch: Batch, config: TrainConfig, step: int = 0) -> Losses:
+    """Loss of a batch of image pairs: detector on both views, and descriptors across them.
+
+    Both views go through the network in one forward pass unless ``config.one_forward`` says
+    otherwise (notebook 07 shows what happens then). The descriptor loss is left out when its weight
+    is 0.
+
+    Args:
+        model: gives {"logits", "descriptors"} for images (2 B, 1, H, W).
+        batch: "image0", "labels0", "valid0", the same with 1, and "H_0to1" (B, 3, 3).
+        config: weights and kind of the losses.
+        step: seeds the sample of the sparse loss.
+
+    Returns:
+        "loss", to be minimised, and its parts before weighting, "detector" (the sum over the two
+        views) and "descriptor"; scalars.
+
+    Source: DeTone et al., SuperPoint (2018), equation 1. Derived in notebook 05.
+    """
+    maps0, maps1 = _pair_maps(model, batch["image0"], batch["image1"], config.one_forward)
+    detector = detector_loss(maps0["logits"], batch["labels0"], batch["valid0"]) + detector_loss(
+        maps1["logits"], batch["labels1"], batch["valid1"]
+    )
+    if not config.descriptor_weight:
+        return {"loss": config.detector_weight * detector, "detector": detector}
+    descriptors0, descriptors1 = maps0["descriptors"], maps1["descriptors"]
+    pair = (descriptors0, descriptors1, batch["H_0to1"], batch["valid0"], batch["valid1"])
+    match config.descriptor_loss:
+        case "hinge":
+            descriptor = descriptor_hinge_loss(*pair, config=HINGE_PRESETS[config.hinge])
+        case "infonce":
+            descriptor = descriptor_infonce_loss(*pair, temperature=config.temperature)
+        case "sparse":
+            generator = torch.Generator(descriptors0.device)
+            generator.manual_seed(config.seed * 1_000_003 + step)
+            descriptor = descriptor_sparse_loss(*pair, generator=generator)
+    loss = config.detector_weight * detector + config.descriptor_weight * descriptor
+    return {"loss": loss, "detector": detector, "descriptor": descriptor}
+
+
+def _pair_maps(
+    model: nn.Module, images0: Tensor, images1: Tensor, one_forward: bool
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    if not one_forward:
+        return model(images0), model(images1)
+    maps = model(torch.cat((images0, images1)))
+    first, second = ({name: m.chunk(2)[view] for name, m in maps.items()} for view in (0, 1))
+    return first, second
+
+
+def batch_losses(model: nn.Module, batch: Batch, config: TrainConfig, step: int = 0) -> Losses:
+    """``pair_step`` or ``detector_step``, as ``config.views`` says."""
+    if config.views == 2:
+        return pair_step(model, batch, config, step)
+    return detector_step(model, batch, config)
+
+
+def learning_rate_at(step: int, config: TrainConfig) -> float:
+    """Learning rate of a step, 0 .. steps - 1.
+
+    "one-cycle" rises along a cosine from 1/25 of ``learning_rate`` during the first 30 % of the
+    steps, then falls along another to nothing (Smith and Topin, Super-Convergence, 2018, with the
+    defaults of ``torch.optim.lr_scheduler.OneCycleLR``); "cosine" only falls.
+    """
+    peak, last = config.learning_rate, max(config.steps - 1, 1)
+    if config.schedule == "constant":
+        return peak
+    if config.schedule == "cosine":
+        return _cosine(peak, 0.0, step / last)
+    rise = 0.3 * config.steps - 1
+    if step <= rise:
+        return _cosine(peak / 25, peak, step / rise)
+    return _cosine(peak, peak / 25e4, (step - rise) / (last - rise))
+
+
+def _cosine(start: float, end: float, fraction: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * fraction)) / 2
