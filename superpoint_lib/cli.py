@@ -14,7 +14,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, make_dataclass
 from functools import partial
 from pathlib import Path
@@ -101,7 +101,7 @@ class EvaluateOptions:
     """Folder of HPatches sequences; auto: data/hpatches if there, else the mini benchmark; shapes:
     detectors on drawn shapes, with and without noise."""
     protocol: str = "rpautrat"
-    """How to measure: rpautrat, eric or gluefactory."""
+    """How to measure: rpautrat, rpautrat-box, eric or gluefactory."""
     images_per_primitive: int = 200
     """Pictures drawn of each primitive, with --data shapes."""
     output: Path = Path("runs/evaluation.json")
@@ -330,10 +330,10 @@ def _extract(arguments: Sequence[str]) -> int:
     unreadable = []
     for path, target in targets.items():
         try:
-            features = find(read_gray(path)).numpy()
+            with _naming(path):
+                features = find(read_gray(path)).numpy()
         except ValueError as error:
-            named = str(path) in str(error)
-            unreadable.append(str(error) if named else f"{path}: {error}")
+            unreadable.append(str(error))
             continue
         arrays = {
             name: getattr(features, name)
@@ -347,15 +347,27 @@ def _extract(arguments: Sequence[str]) -> int:
     return 0
 
 
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Puts the file's name before a message that does not have it."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+
+
 def _match(arguments: Sequence[str]) -> int:
     options = _parse(MatchOptions, "match", arguments)
     from superpoint_lib.extraction import match
     from superpoint_lib.paths import read_gray
     from superpoint_lib.plotting import plot_matches
 
-    image0, image1 = read_gray(options.image0), read_gray(options.image1)
     find = _extractor(options)
-    features0, features1 = find(image0), find(image1)
+    image0, image1 = read_gray(options.image0), read_gray(options.image1)
+    with _naming(options.image0):
+        features0 = find(image0)
+    with _naming(options.image1):
+        features1 = find(image1)
     if features0.descriptors is None:
         raise CommandError(f"{options.weights} has no descriptors: choose a SuperPoint to match")
     matches, _ = match(features0, features1)
@@ -444,7 +456,8 @@ def _measured(name: str) -> Extractor:
     if name == "random":
         return random_extractor()
     if name in DETECTORS:
-        return plain_extractor(as_extractor(DETECTORS[name]))
+        # All local maxima, so that the protocol's own suppression decides, as it does for networks.
+        return plain_extractor(as_extractor(partial(DETECTORS[name], nms_radius=0)), suppress=True)
     if name in EXTRACTORS:
         # As many as the protocols take of a network before they choose among the visible ones.
         return plain_extractor(partial(EXTRACTORS[name], max_keypoints=2000))
@@ -458,6 +471,8 @@ def _export(arguments: Sequence[str]) -> int:
 
         print(release(options.weights, options.output, {"learnt_from": options.learnt_from}))
         return 0
+    if options.output.suffix != ".onnx":
+        raise CommandError(f"{options.output}: choose a name that ends in .onnx or .safetensors")
     from superpoint_lib.interop import export_onnx
 
     model = _load_model(options.weights, device="cpu")
@@ -539,6 +554,8 @@ def _load_model(weights: str, device: str = "auto") -> MagicPoint:
     network = SuperPoint if has_descriptors else MagicPoint
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise CommandError(f"--device {device}: PyTorch {torch.__version__} finds no CUDA GPU here")
     return network.from_pretrained(weights).to(device).eval()
 
 
@@ -567,7 +584,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "run": ("run the notebooks of a profile", _run),
     "train": ("train a detector, or a detector with descriptors", _train),
     "adapt": ("label pictures by homographic adaptation", _adapt),
-    "evaluate": ("measure extractors on HPatches or the mini benchmark", _evaluate),
+    "evaluate": ("measure extractors on HPatches, the mini benchmark or drawn shapes", _evaluate),
     "extract": ("write the features of images to files", _extract),
     "match": ("match two images and draw the matches", _match),
     "export": ("write a model as an ONNX file, or a training as a weight file", _export),

@@ -7,11 +7,13 @@ from superpoint_lib.evaluation.classical import (
     DETECTORS,
     EXTRACTORS,
     as_extractor,
+    fast,
     fast_response,
     harris,
     harris_response,
     orb,
     rootsift,
+    shi_tomasi,
     shi_tomasi_response,
     sift,
 )
@@ -74,6 +76,24 @@ def test_responses_are_those_of_opencv():
     assert np.count_nonzero(response) == len(corners) > 0
     x, y = (int(v) for v in corners[0].pt)
     assert response[y, x] == pytest.approx(corners[0].response / 255)
+
+
+def test_shi_tomasi_finds_what_good_features_to_track_finds():
+    image = _textured()
+    theirs = cv2.goodFeaturesToTrack(image, 0, 0.01, 0)[:, 0]
+    keypoints, scores = shi_tomasi(image, nms_radius=0)
+    assert len(theirs) > 20
+    assert {*map(tuple, keypoints[scores > 0.01])} == {*map(tuple, theirs)}
+
+
+def test_suppression_is_greedy():
+    # Three dots, 4 px apart, the middle one second in strength: it falls to the first and spares
+    # the third, which a single pass over squares of radius 4 would drop as well.
+    image = np.zeros((40, 60), np.float32)
+    image[20, [20, 24, 28]] = 1.0, 0.9, 0.8
+    for detector in (shi_tomasi, fast):
+        assert detector(image, nms_radius=3)[0][:, 0].tolist() == [20, 24, 28]
+        assert detector(image, nms_radius=4)[0].tolist() == [[20, 20], [28, 20]]
 
 
 @pytest.mark.parametrize(("name", "width"), [("sift", 128), ("rootsift", 128), ("orb", 256)])

@@ -13,6 +13,7 @@ from superpoint_lib import cli
 from superpoint_lib.checkpoints import load_weights
 from superpoint_lib.cli import COMMANDS, main
 from superpoint_lib.config import replace
+from superpoint_lib.evaluation.protocols import TaskConfig
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def fails(arguments, capsys, status=1):
 
 
 def test_help_names_every_command_and_loads_none_of_the_heavy_libraries():
-    heavy = {"papermill", "nbconvert", "lightning_fabric", "matplotlib", "kornia", "skimage"}
+    heavy = {"papermill", "nbconvert", "lightning_fabric", "matplotlib", "kornia", "torch"}
     script = (
         f"import sys, superpoint_lib.cli as c; c.main(['-h']); print({heavy} & {{*sys.modules}})"
     )
@@ -173,6 +174,17 @@ def test_evaluate_writes_a_table_and_files_with_their_command(project, capsys):
     assert (project / "table.csv").is_file()
 
 
+@pytest.mark.parametrize("name", ["shi_tomasi", "fast"])
+def test_the_protocol_suppresses_classical_detectors(name):
+    image = np.zeros((40, 60), np.float32)
+    image[20, [20, 24]] = 1.0
+    extractor = cli._measured(name)
+    # 4 px apart: within radius 4, while boxes of side 4 do not overlap.
+    for nms, radius, kept in (("radius", 4, [20]), ("radius", 3, [20, 24]), ("box", 4, [20, 24])):
+        features = extractor(image, TaskConfig(nms=nms, nms_radius=radius))
+        assert features.keypoints[:, 0].tolist() == kept, (nms, radius)
+
+
 def test_data_says_what_is_there(project, capsys):
     assert main(["data"]) == 0
     assert "hpatches        not there" in capsys.readouterr().out
@@ -251,13 +263,17 @@ def test_export_releases_a_finished_training(project, capsys):
     assert "finish the training of nothing" in fails(missing, capsys)
 
 
-def test_help_does_not_wait_for_torch():
-    code = (
-        "import sys\n"
-        "from superpoint_lib.cli import main\n"
-        "main(['--help'])\n"
-        "print(*sys.modules, file=sys.stderr)\n"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "superpoint COMMAND --help" in result.stdout
-    assert not {"torch", "cv2", "numpy"} & set(result.stderr.split())
+def test_an_unknown_ending_and_a_missing_gpu_are_refused(project, weights, capsys, monkeypatch):
+    line = fails(["export", "--weights", weights["SuperPoint"], "--output", "model.xyz"], capsys)
+    assert ".onnx or .safetensors" in line
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    write_picture(project / "a.png")
+    line = fails(["match", "a.png", "a.png", "--device", "cuda"], capsys)
+    assert "no CUDA GPU" in line
+
+
+def test_match_names_the_picture_that_is_too_small(project, weights, capsys):
+    write_picture(project / "a.png")
+    cv2.imwrite(str(project / "tiny.png"), np.zeros((8, 9), np.uint8))
+    line = fails(["match", "a.png", "tiny.png", "--weights", weights["SuperPoint"]], capsys)
+    assert "tiny.png: image is too small" in line

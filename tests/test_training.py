@@ -652,3 +652,12 @@ def test_fabric_is_imported_only_where_training_happens():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "fine", done.stderr
+
+
+def test_a_start_that_fails_leaves_nothing_to_trip_over(tmp_path):
+    wrong = replace(TINY, data="photos", images=("bundled",), labels=(str(tmp_path / "missing"),))
+    with pytest.raises(FileNotFoundError):
+        run(wrong, tmp_path / "run")
+    with pytest.raises((ConfigError, ValueError, FileNotFoundError)):
+        run(replace(TINY, init=str(tmp_path / "missing.safetensors")), tmp_path / "run")
+    assert run(TINY, tmp_path / "run").history

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import cv2
+import numpy as np
+
 from superpoint_lib import SuperPoint, extract, match
 from superpoint_lib.datasets import motorcycle_pair
 from superpoint_lib.paths import figures_dir
-from superpoint_lib.plotting import plot_matches
+from superpoint_lib.plotting import plot_matches, render_grid, render_keypoints
+from superpoint_lib.shapes import PRIMITIVES, SHAPES_PRESETS, draw_shape
 
 
-def main() -> None:
+def draw_matches() -> None:
     """Match the two motorcycle photographs; green lines stay on their row, as they must."""
     left, right = motorcycle_pair()
     model = SuperPoint.from_pretrained("superpoint")
@@ -22,5 +26,16 @@ def main() -> None:
     figure.savefig(figures_dir() / "matches.jpg", dpi=100, bbox_inches="tight")
 
 
+def draw_shapes() -> None:
+    """Two pictures of each primitive, with their keypoints, as at the top of notebook 01."""
+    rng = np.random.default_rng(5)
+    twice = [name for name in PRIMITIVES for _ in range(2)]
+    tiles = [draw_shape(name, SHAPES_PRESETS["default"], rng) for name in twice]
+    marked = [render_keypoints(image, keypoints, width=320) for image, keypoints in tiles]
+    gallery = render_grid(marked, [name.replace("_", " ") for name in twice], columns=6, width=960)
+    cv2.imwrite(str(figures_dir() / "synthetic_shapes.png"), gallery[..., ::-1])
+
+
 if __name__ == "__main__":
-    main()
+    draw_matches()
+    draw_shapes()

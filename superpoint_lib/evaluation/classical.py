@@ -88,7 +88,10 @@ def fast(image: Image, nms_radius: int = 4, threshold: int = 10) -> tuple[Image,
 
 
 def _local_maxima(response: Image, nms_radius: int) -> tuple[Image, Image]:
-    # These maps are smooth: without the first step, slopes just outside the radius would stay.
+    # As OpenCV's goodFeaturesToTrack does it: local maxima, then greedy suppression. Without the
+    # first step, slopes just outside the radius would stay, for these maps are smooth. A single
+    # pass in place of the second (only what is greatest in its whole square stays) would drop the
+    # neighbours of points that fall themselves, and makes repeatability lower for networks, too.
     peaks = np.where(response >= cv2.dilate(response, np.ones((3, 3))), response, 0)
     kept = nms(torch.from_numpy(peaks.astype(np.float32))[None], nms_radius)[0].numpy()
     y, x = np.nonzero(kept > 0)
@@ -146,7 +149,11 @@ def as_extractor(detector: Detector) -> Extractor:
     return extractor
 
 
-DETECTORS: dict[str, Detector] = {"harris": harris, "shi_tomasi": shi_tomasi, "fast": fast}
+DETECTORS: dict[str, Callable[..., tuple[Image, Image]]] = {
+    "harris": harris,
+    "shi_tomasi": shi_tomasi,
+    "fast": fast,
+}
 EXTRACTORS: dict[str, Callable[..., Features]] = {"sift": sift, "rootsift": rootsift, "orb": orb}
 
 

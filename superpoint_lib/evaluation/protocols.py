@@ -143,5 +143,9 @@ PROTOCOLS: dict[str, ProtocolConfig] = {
 * ``gluefactory``: github.com/cvg/glue-factory, its OpenCV estimator. Shorter side 480, 1024
   points, RANSAC at 0.5 px, eight large scenes left out. Its detectors run on the same images.
 
-No preset rounds coordinates: sub-pixel keypoints stay as the extractor gave them.
+No preset rounds coordinates: sub-pixel keypoints stay as the extractor gave them. All shrink
+pictures by area averaging, where rpautrat/SuperPoint interpolates bilinearly, at the price of
+aliasing and of some repeatability. It also suppresses SIFT and ORB, and suppresses Harris' response
+itself, not its local maxima. Here SIFT and ORB keep all they find, clusters included; local maxima
+of Harris and Shi-Tomasi and the corners of FAST are suppressed as a network's points are.
 """

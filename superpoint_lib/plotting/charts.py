@@ -303,8 +303,8 @@ def plot_hinge_loss(
             a new figure.
 
     Returns:
-        The figure: the two costs against the similarity, and both kinds' share of the loss
-        (sum over all pairs divided by N^2).
+        The figure: the two costs against the similarity, and what both kinds add to the loss
+        (their sums divided by the N^2 pairs).
     """
     figure = figure or _hinge_figure()
     first, second, bars = figure.axes
@@ -340,7 +340,7 @@ def _hinge_figure() -> Picture:
         ax.set_xticks([-1, 0, 1])
         ax.locator_params(axis="y", nbins=3)
         _finish_chart(ax, "similarity d·d'", "cost" if ax is first else "", title)
-    bars.set_title("share of the loss")
+    bars.set_title("mean over all pairs")
     bars.set_xlim(-0.6, 1.6)
     bars.set_xticks([0, 1], ["corresponding", "others"])
     bars.set_yticks([])

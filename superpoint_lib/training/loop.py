@@ -73,11 +73,12 @@ def train(
     """
     run_dir = Path(run_dir)
     fabric = make_fabric(config)
+    # What cannot start leaves nothing behind that a corrected call would trip over.
+    dataset = make_dataset(config)
+    run = Run(config, run_dir, fabric)
     if fabric.is_global_zero:
         claim(run_dir, config, resume)
     fabric.barrier()
-    dataset = make_dataset(config)
-    run = Run(config, run_dir, fabric)
     run.load()
     if run.step < config.steps:
         if progress and fabric.is_global_zero:

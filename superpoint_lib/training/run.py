@@ -179,7 +179,7 @@ def claim(run_dir: Path, config: TrainConfig, resume: bool) -> None:
             listed = ", ".join(f"{k} ({before.get(k)!r} -> {now.get(k)!r})" for k in changed)
             raise ConfigError(
                 f"{run_dir} holds a run with another configuration: {listed}. Use another folder, "
-                "or resume=False to drop it and start again"
+                "or resume=False (--no-resume) to drop it and start again"
             )
     write_json(path, to_dict(config))
 
