@@ -446,21 +446,13 @@ def _shapes_detector(name: str) -> Detector:
 
 def _measured(name: str) -> Extractor:
     """An extractor by the name of an OpenCV method, or by its weights."""
-    from superpoint_lib.evaluation.classical import DETECTORS, EXTRACTORS, as_extractor
-    from superpoint_lib.evaluation.hpatches import (
-        plain_extractor,
-        random_extractor,
-        superpoint_extractor,
-    )
+    from superpoint_lib.evaluation.classical import DETECTORS, EXTRACTORS, classical_extractor
+    from superpoint_lib.evaluation.hpatches import random_extractor, superpoint_extractor
 
     if name == "random":
         return random_extractor()
-    if name in DETECTORS:
-        # All local maxima, so that the protocol's own suppression decides, as it does for networks.
-        return plain_extractor(as_extractor(partial(DETECTORS[name], nms_radius=0)), suppress=True)
-    if name in EXTRACTORS:
-        # As many as the protocols take of a network before they choose among the visible ones.
-        return plain_extractor(partial(EXTRACTORS[name], max_keypoints=2000))
+    if name in DETECTORS or name in EXTRACTORS:
+        return classical_extractor(name)
     return superpoint_extractor(_load_model(name))
 
 

@@ -7,6 +7,7 @@ scores; extractors (SIFT, RootSIFT, ORB) give `Features`. Used in notebooks 02, 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import cv2
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from superpoint_lib.evaluation import hpatches
 from superpoint_lib.evaluation.detection import Detector
 from superpoint_lib.extraction import Features, nms
 
@@ -155,6 +157,22 @@ DETECTORS: dict[str, Callable[..., tuple[Image, Image]]] = {
     "fast": fast,
 }
 EXTRACTORS: dict[str, Callable[..., Features]] = {"sift": sift, "rootsift": rootsift, "orb": orb}
+
+
+def classical_extractor(name: str, max_keypoints: int = 2000) -> hpatches.Extractor:
+    """One of `DETECTORS` or `EXTRACTORS` as `evaluate` wants it.
+
+    Convention: a detector gives all its local maxima, so that the protocol's own suppression
+    decides, as it does for networks. SIFT and ORB come with their own suppression, and with as many
+    keypoints as the protocols take of a network before they choose among the visible ones.
+
+    Raises:
+        KeyError: an unknown name.
+    """
+    if name in DETECTORS:
+        everything = as_extractor(partial(DETECTORS[name], nms_radius=0))
+        return hpatches.plain_extractor(everything, suppress=True)
+    return hpatches.plain_extractor(partial(EXTRACTORS[name], max_keypoints=max_keypoints))
 
 
 def _extract(
