@@ -22,7 +22,7 @@ def describe(config: TrainConfig, fabric: Fabric) -> str:
     processes = f"{fabric.world_size} x " if fabric.world_size > 1 else ""
     return (
         f"{config.model}: {config.steps} steps of {config.batch_size} {kind}, {config.height} x "
-        f"{config.width}, on {processes}{_machine(fabric.device)}, {precision_name(config)}"
+        f"{config.width}, on {processes}{machine_name(fabric.device)}, {precision_name(config)}"
     )
 
 
@@ -33,7 +33,8 @@ def precision_name(config: TrainConfig) -> str:
     return "bfloat16" if uses_bfloat16(config.precision, torch.device(name)) else "float32"
 
 
-def _machine(device: torch.device) -> str:
+def machine_name(device: torch.device) -> str:
+    """The GPU, or the processor and how many threads of it are in use."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
@@ -52,8 +53,8 @@ def _processor() -> str:
 def run_facts(config: TrainConfig, fabric: Fabric) -> dict[str, Any]:
     """What run.json says of commit, machine and versions."""
     return {
-        "commit": _commit(),
-        "machine": _machine(fabric.device),
+        "commit": commit_name(),
+        "machine": machine_name(fabric.device),
         "processes": fabric.world_size,
         "precision": precision_name(config),
         "torch": torch.__version__,
@@ -61,7 +62,7 @@ def run_facts(config: TrainConfig, fabric: Fabric) -> dict[str, Any]:
     }
 
 
-def _commit() -> str:
+def commit_name() -> str:
     """The checkout's commit, with "+" for uncommitted changes; "unknown" outside a checkout."""
     command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
     try:
