@@ -179,14 +179,15 @@ class MagicPoint(nn.Module):
         where = str(name_or_path)
         model = cls(configuration.from_dict(ModelConfig, weights.config, where=where))
         model.load_state_dict(_matching_state(model, weights, where))
-        return model.eval()
+        # The order of memory in which convolutions are fastest; outputs are in the usual one.
+        return model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _features(self, images: Tensor) -> Tensor:
         _check_images(images)
         return self.encoder(images)
 
     def _logits(self, features: Tensor) -> Tensor:
-        return _at_least_float32(self.detector(features))
+        return _at_least_float32(self.detector(features)).contiguous()
 
 
 class SuperPoint(MagicPoint):
@@ -219,7 +220,8 @@ class SuperPoint(MagicPoint):
         """
         features = self._features(images)
         descriptors = _at_least_float32(self.descriptor(features))
-        return {"logits": self._logits(features), "descriptors": F.normalize(descriptors, dim=1)}
+        descriptors = F.normalize(descriptors, dim=1).contiguous()
+        return {"logits": self._logits(features), "descriptors": descriptors}
 
 
 def fold_batch_norm(model: M) -> M:

@@ -268,6 +268,7 @@ def extraction() -> list[Row]:
     """``extract`` at 480 x 640, 1000 keypoints, against the bare forward and a plain version."""
     model = SuperPoint.from_pretrained("superpoint").to(DEVICE)
     standard = SuperPoint.from_pretrained("superpoint").to(DEVICE)
+    standard.to(memory_format=torch.contiguous_format)
     rows = []
     for batch in (1, 8):
         images = _photographs(480, 640)
