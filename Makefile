@@ -26,7 +26,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help setup tutorial lab train soak site refresh clean test lint test-library \
+.PHONY: help setup tutorial lab train bench soak site refresh clean test lint test-library \
 	test-nbval-strict test-nbval-lax test-browser
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
@@ -36,6 +36,7 @@ help:
 	@echo "make test       lint, types, library tests, notebook policy, nbval, browser tests"
 	@echo "make lab        open JupyterLab on 00_quickstart"
 	@echo "make train      run the training stages: make train PROFILE=full"
+	@echo "make bench      measure the speed of every stage, a few minutes"
 	@echo "make soak       run the tutorial SOAK times over: make soak SOAK=10"
 	@echo "make site       render the notebooks to HTML in site/"
 	@echo "make refresh    execute notebooks in place: make refresh NOTEBOOKS=notebooks/01_synthetic_shapes.ipynb"
@@ -65,6 +66,9 @@ lab: $(READY)
 
 train: $(READY)
 	$(BIN)/superpoint run --profile $(PROFILE) --only 02,03,05,06 --resume
+
+bench: $(READY)
+	$(BIN)/python tools/bench.py
 
 soak: $(READY)
 	@round=1; while [ $$round -le $(SOAK) ]; do \
