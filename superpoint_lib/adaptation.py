@@ -36,8 +36,8 @@ from superpoint_lib.geometry import (
     valid_mask,
     warp_images,
 )
+from superpoint_lib.geometry.cells import CELL_SIZE
 from superpoint_lib.model import (
-    CELL_SIZE,
     MagicPoint,
     Precision,
     fold_batch_norm,

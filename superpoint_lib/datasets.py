@@ -31,6 +31,7 @@ from superpoint_lib.augmentation import (
     augment_photometric,
 )
 from superpoint_lib.geometry import HOMOGRAPHY_PRESETS, HomographyConfig, resize_and_crop
+from superpoint_lib.geometry.cells import CELL_SIZE
 from superpoint_lib.losses import cell_validity, keypoints_to_labels
 from superpoint_lib.paths import atomic_path, data_dir, list_images, read_gray, runs_dir
 from superpoint_lib.shapes import ShapesConfig, draw_sample
@@ -47,7 +48,7 @@ _READ_CHUNK = 256
 
 
 def _check_view_arguments(height: int, width: int, views: int) -> None:
-    if height % 8 or width % 8 or min(height, width) < 8:
+    if height % CELL_SIZE or width % CELL_SIZE or min(height, width) < CELL_SIZE:
         raise ValueError(f"height and width must be multiples of 8, got {height} x {width}")
     if views not in (1, 2):
         raise ValueError(f"views must be 1 or 2, got {views}")

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-CELL_SIZE = 8
+from superpoint_lib.geometry.cells import CELL_SIZE
+
 MIN_IMAGE_SIZE = 16
 _RGB_WEIGHTS = (0.299, 0.587, 0.114)
 _FLOAT32_INTEGERS = 2**24

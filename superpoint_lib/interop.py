@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from superpoint_lib.extraction import Features
+from superpoint_lib.geometry.cells import CELL_SIZE
 
-CELL = 8
-KEYPOINT_SIZE = float(CELL)
+KEYPOINT_SIZE = float(CELL_SIZE)
 """Diameter in pixels that a keypoint is given where another library asks for one: a cell's side."""
 
 KorniaMatching = Literal["nn", "mnn", "snn", "smnn"]
@@ -227,19 +227,21 @@ def export_onnx(
         ImportError: onnx or onnxscript is not installed.
     """
     for name, value in (("height", height), ("width", width)):
-        if value is not None and (value <= 0 or value % CELL):
-            raise ValueError(f"{name} {value} is not a positive multiple of {CELL}")
+        if value is not None and (value <= 0 or value % CELL_SIZE):
+            raise ValueError(f"{name} {value} is not a positive multiple of {CELL_SIZE}")
     _need_onnx()
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     model = copy.deepcopy(model).eval()
     # Sizes that are no special case (neither 1 nor equal), so that the exporter keeps them free.
-    example = next(model.parameters()).new_zeros((2, 1, height or 5 * CELL, width or 7 * CELL))
+    example = next(model.parameters()).new_zeros(
+        (2, 1, height or 5 * CELL_SIZE, width or 7 * CELL_SIZE)
+    )
     free: dict[int, Any] = {0: torch.export.Dim("batch")}
     if height is None:
-        free[2] = CELL * torch.export.Dim("height_cells")
+        free[2] = CELL_SIZE * torch.export.Dim("height_cells")
     if width is None:
-        free[3] = CELL * torch.export.Dim("width_cells")
+        free[3] = CELL_SIZE * torch.export.Dim("width_cells")
     with torch.inference_mode():
         names = list(model(example))
     with _quiet():

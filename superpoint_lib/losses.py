@@ -20,9 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from superpoint_lib.geometry import warp_points
-
-CELL = 8
-DUSTBIN = CELL * CELL
+from superpoint_lib.geometry.cells import CELL_SIZE, DUSTBIN
 
 HingeNormalisation = Literal["valid", "batch", "all"]
 ArrayOrTensor = TypeVar("ArrayOrTensor", np.ndarray, Tensor)
@@ -50,21 +48,21 @@ def keypoints_to_labels(
 
     Source: DeTone et al., SuperPoint (2018), section 3.4. Derived in notebook 02.
     """
-    if height % CELL or width % CELL:
+    if height % CELL_SIZE or width % CELL_SIZE:
         raise ValueError(
-            f"image size {height} x {width} is not a multiple of {CELL}: resize or crop"
+            f"image size {height} x {width} is not a multiple of {CELL_SIZE}: resize or crop"
         )
     keypoints = np.asarray(keypoints, dtype=np.float64)
     if keypoints.ndim != 2 or keypoints.shape[1] != 2:
         raise ValueError(f"keypoints have shape {keypoints.shape}, expected (N, 2) as (x, y)")
-    rows, columns = height // CELL, width // CELL
+    rows, columns = height // CELL_SIZE, width // CELL_SIZE
     labels = np.full(rows * columns, DUSTBIN, dtype=np.int64)
 
     x, y = np.floor(keypoints + 0.5).T
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     x, y = x[inside].astype(np.int64), y[inside].astype(np.int64)
-    cell = (y // CELL) * columns + x // CELL
-    pixel = (y % CELL) * CELL + x % CELL
+    cell = (y // CELL_SIZE) * columns + x // CELL_SIZE
+    pixel = (y % CELL_SIZE) * CELL_SIZE + x % CELL_SIZE
 
     # Unique pixels first: two keypoints on one pixel are one candidate, and input order is moot.
     candidates = rng.permutation(np.unique(cell * DUSTBIN + pixel))
@@ -86,9 +84,11 @@ def cell_validity(valid: ArrayOrTensor) -> ArrayOrTensor:
         ValueError: H or W not a multiple of 8.
     """
     *batch, height, width = valid.shape
-    if height % CELL or width % CELL:
-        raise ValueError(f"mask size {height} x {width} is not a multiple of {CELL}")
-    cells: Any = valid.reshape(*batch, height // CELL, CELL, width // CELL, CELL)
+    if height % CELL_SIZE or width % CELL_SIZE:
+        raise ValueError(f"mask size {height} x {width} is not a multiple of {CELL_SIZE}")
+    cells: Any = valid.reshape(
+        *batch, height // CELL_SIZE, CELL_SIZE, width // CELL_SIZE, CELL_SIZE
+    )
     return cells.all(-1).all(-2)
 
 
@@ -139,7 +139,7 @@ def cell_centers(
         torch.arange(columns, device=device, dtype=dtype),
         indexing="ij",
     )
-    return torch.stack((x, y), dim=-1).reshape(-1, 2) * CELL + (CELL - 1) / 2
+    return torch.stack((x, y), dim=-1).reshape(-1, 2) * CELL_SIZE + (CELL_SIZE - 1) / 2
 
 
 def positive_pairs(H_0to1: Tensor, rows: int, columns: int, distance: float = 7.5) -> Tensor:
@@ -188,11 +188,17 @@ def _nearby_cells(
     them are positive; K = 9 for distances up to 12 px.
     """
     centers, warped = _warped_centers(H_0to1, rows, columns)
-    reach = math.floor(distance / CELL + 0.5)
+    reach = math.floor(distance / CELL_SIZE + 0.5)
     steps = torch.arange(-reach, reach + 1, device=warped.device)
     offset_x, offset_y = torch.cartesian_prod(steps, steps).unbind(-1)
     # Points at infinity have no cell; any far index will do, the distance below refuses them.
-    grid = ((warped - (CELL - 1) / 2) / CELL).nan_to_num(-1e6).clamp(-1e6, 1e6).round().long()
+    grid = (
+        ((warped - (CELL_SIZE - 1) / 2) / CELL_SIZE)
+        .nan_to_num(-1e6)
+        .clamp(-1e6, 1e6)
+        .round()
+        .long()
+    )
     x, y = grid[:, :, :1] + offset_x, grid[:, :, 1:] + offset_y
     inside = (x >= 0) & (x < columns) & (y >= 0) & (y < rows)
     index = y.clamp(0, rows - 1) * columns + x.clamp(0, columns - 1)
@@ -502,13 +508,13 @@ def _landing(
     """
     rows, columns = like.shape[-2:]
     x, y = _warped_centers(H, rows, columns)[1].unbind(-1)
-    last_x, last_y = columns * CELL - 1, rows * CELL - 1
+    last_x, last_y = columns * CELL_SIZE - 1, rows * CELL_SIZE - 1
     usable = (x >= 0) & (x <= last_x) & (y >= 0) & (y <= last_y)
     x, y = x.nan_to_num(0.0).clamp(0, last_x), y.nan_to_num(0.0).clamp(0, last_y)
     if valid_source is not None:
         usable = usable & valid_source.flatten(1)
     if valid_target is not None:
-        cell_x, cell_y = (((v + 0.5) / CELL).floor().long() for v in (x, y))
+        cell_x, cell_y = (((v + 0.5) / CELL_SIZE).floor().long() for v in (x, y))
         usable = usable & valid_target.flatten(1).gather(1, cell_y * columns + cell_x)
     return torch.stack((x, y), dim=-1), usable
 
@@ -518,7 +524,7 @@ def _sample(descriptors: Tensor, points: Tensor) -> Tensor:
     rows, columns = descriptors.shape[-2:]
     x, y = points.to(descriptors.dtype).unbind(-1)
     # grid_sample puts the image edges, pixels -0.5 and size - 0.5, at -1 and 1.
-    scaled = ((2 * x + 1) / (columns * CELL) - 1, (2 * y + 1) / (rows * CELL) - 1)
+    scaled = ((2 * x + 1) / (columns * CELL_SIZE) - 1, (2 * y + 1) / (rows * CELL_SIZE) - 1)
     grid = torch.stack(scaled, dim=-1)[:, :, None]
     sampled = F.grid_sample(descriptors, grid, padding_mode="border", align_corners=False)
     return F.normalize(sampled.squeeze(-1), dim=1)

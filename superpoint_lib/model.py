@@ -19,9 +19,7 @@ from torch.nn import functional as F
 
 from superpoint_lib import config as configuration
 from superpoint_lib.checkpoints import Weights, load_weights
-
-CELL_SIZE = 8
-DUSTBIN = CELL_SIZE * CELL_SIZE
+from superpoint_lib.geometry.cells import CELL_SIZE, DUSTBIN
 
 Precision = Literal["auto", "bf16", "float32"]
 M = TypeVar("M", bound="MagicPoint")

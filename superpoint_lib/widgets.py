@@ -37,6 +37,7 @@ from superpoint_lib.geometry import (
     warp_images,
     warp_points,
 )
+from superpoint_lib.geometry.cells import CELL_SIZE
 from superpoint_lib.plotting import (
     Array,
     plot_hinge_loss,
@@ -640,7 +641,7 @@ def running_heatmaps(
     """
     height, width = background.shape[:2]
     image = _gray_tensor(background, next(model.parameters()).device)
-    image = functional.pad(image, (0, -width % 8, 0, -height % 8), mode="replicate")
+    image = functional.pad(image, (0, -width % CELL_SIZE, 0, -height % CELL_SIZE), mode="replicate")
     padded = image.shape[-2], image.shape[-1]
     homographies = adaptation_homographies(config.warps, *padded, config.homography, rng)
     single = replace(config, aggregation="mean", filter_counts=0)

@@ -450,6 +450,58 @@ def widgets() -> list[Row]:
     return rows
 
 
+def growth() -> list[Row]:
+    """How cost grows: exponents of a power law fitted to a few sizes."""
+    from types import SimpleNamespace
+
+    from superpoint_lib.adaptation import AdaptConfig, adaptation_homographies, adapted_keypoints
+    from superpoint_lib.losses import descriptor_hinge_loss
+
+    model = SuperPoint.from_pretrained("superpoint").to(DEVICE)
+    config = AdaptConfig("superpoint", (".",), ".")
+    image = _photographs(240, 320)[:1].to(DEVICE)
+    H = torch.eye(3, device=DEVICE)[None]
+
+    def extracting(scale: int) -> Work:
+        picture = _photographs(120 * scale, 160 * scale)[:1].to(DEVICE)
+        return lambda: extract(model, picture)
+
+    def losing(rows: int) -> Work:
+        maps = [torch.randn(1, 256, rows, rows * 4 // 3, device=DEVICE) for _ in range(2)]
+        unit = [functional.normalize(one, dim=1).requires_grad_() for one in maps]
+        return lambda: descriptor_hinge_loss(*unit, H).backward()
+
+    def matching_of(count: int) -> Work:
+        ends = [functional.normalize(torch.randn(count, 256, device=DEVICE)) for _ in range(2)]
+        return lambda: match(*(SimpleNamespace(descriptors=end) for end in ends))
+
+    def adapting(warps: int) -> Work:
+        rng = np.random.default_rng(0)
+        drawn = adaptation_homographies(warps, 240, 320, config.homography, rng)
+        return lambda: adapted_keypoints(model, image, drawn, config)
+
+    def batches(size: int) -> Work:
+        pictures = image.repeat(size, 1, 1, 1)
+        return lambda: extract(model, pictures)
+
+    # What grows, its sizes as multiples of the first, and the exponent one would expect.
+    cases: dict[str, tuple[Callable[[int], Work], dict[int, float], float]] = {
+        "extract, image area": (extracting, {k: k * k for k in (1, 2, 4, 8)}, 1),
+        "extract, batch": (batches, {k: k for k in (1, 2, 4, 8)}, 1),
+        "dense hinge loss, image area": (losing, {k: k * k for k in (15, 30, 60)}, 2),
+        "match, keypoints": (matching_of, {k: k for k in (500, 1000, 2000, 4000)}, 2),
+        "adaptation, warps": (adapting, {k: k for k in (5, 10, 20, 40)}, 1),
+    }
+    rows = []
+    for name, (make, sizes, expected) in cases.items():
+        times = in_turns({str(k): make(k) for k in sizes}, 5)
+        medians = [statistics.median(times[str(k)]) for k in sizes]
+        slope = float(np.polyfit(np.log(list(sizes.values())), np.log(medians), 1)[0])
+        rows.append(at_most(name, slope, expected + 0.1, "exponent"))
+        rows[-1] |= {"sizes": list(sizes.values()), "seconds": medians}
+    return rows
+
+
 STAGES: dict[str, Callable[[], list[Row]]] = {
     stage.__name__: stage
     for stage in (
@@ -463,6 +515,7 @@ STAGES: dict[str, Callable[[], list[Row]]] = {
         evaluation,
         start,
         widgets,
+        growth,
     )
 }
 

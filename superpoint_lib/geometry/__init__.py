@@ -4,6 +4,7 @@ Pixel centres sit at integer coordinates (x right, y down), as in OpenCV. A homo
 pixels of a first picture to those of a second, ``x1 ~ H_0to1 x0`` in homogeneous coordinates
 (Hartley and Zisserman, *Multiple View Geometry*, section 2.3).
 
+* ``cells``: the grid of the network's heads;
 * ``homographies``: points and matrices;
 * ``sampling``: random homographies;
 * ``pictures``: resizing, cropping, warping, and masks of valid pixels.
