@@ -93,11 +93,14 @@ def _invert(H: np.ndarray) -> np.ndarray:
     scale = np.abs(H).max((-2, -1), keepdims=True)
     _refuse(scale[..., 0, 0] == 0, H, "is zero")
     H = H / scale
-    singular = np.linalg.det(H) == 0
-    inverse = np.linalg.inv(np.where(singular[..., None, None], np.eye(3), H))
-    # Rounding hides most singular matrices from the determinant; the product does not lie.
+    try:
+        inverse = np.linalg.inv(H)
+    except np.linalg.LinAlgError:
+        _refuse(np.linalg.det(H) == 0, H, "is singular")
+        raise
+    # Rounding hides most singular matrices from the elimination; the product does not lie.
     residual = np.abs(H @ inverse - np.eye(3)).max((-2, -1))
-    _refuse(singular | ~(residual < 1e-6), H, "is singular")
+    _refuse(~(residual < 1e-6), H, "is singular")
     return _with_unit_corner(inverse)
 
 

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 
 from superpoint_lib.geometry.homographies import (
     Array,
@@ -290,22 +291,38 @@ def valid_mask(
         raise ValueError(
             f"valid_mask needs H (n, 3, 3) and border >= 0, got {tuple(H.shape)} and {border}"
         )
-    is_tensor = isinstance(H, torch.Tensor)
     matrices = H.detach().cpu().numpy() if isinstance(H, torch.Tensor) else H
-    edges = torch.from_numpy(_edge_lines(matrices, height, width).astype(np.float32))
-    edges = edges.to(device if device is not None else (H.device if is_tensor else "cpu"))
-    x = torch.arange(width, device=edges.device, dtype=torch.float32)
-    y = torch.arange(height, device=edges.device, dtype=torch.float32)[:, None]
+    lines = _edge_lines(matrices, height, width)
     # Seen from behind (past the horizon), the source lies on the negative side of its four lines.
-    front = torch.ones(len(edges), height, width, dtype=torch.bool, device=edges.device)
-    back = front.clone()
-    for line in edges.unbind(1):
-        a, b, c = line[:, :, None, None].unbind(1)
-        distance = a * x + (b * y + c)
-        front &= distance >= border
-        back &= distance <= -border
-    mask = front | back
-    return cast(Array, mask if is_tensor or device is not None else mask.numpy())
+    sides = [_row_bounds(side, border, height) for side in (lines, -lines)]
+    bounds, x = np.array(sides, np.float32)[..., None], np.arange(width, dtype=np.float32)
+    if isinstance(H, torch.Tensor) or device is not None:
+        place = H.device if isinstance(H, torch.Tensor) and device is None else device
+        on_device = (torch.from_numpy(array).to(place) for array in (bounds, x))
+        return cast(Array, _between(*on_device))
+    return cast(Array, _between(bounds, x))
+
+
+def _between(bounds: Array, x: Array) -> Array:
+    """Pixels (n, height, width) within the bounds (2 sides, 2, n, height, 1) of either side."""
+    (first, last), (first_behind, last_behind) = bounds
+    return ((x >= first) & (x <= last)) | ((x >= first_behind) & (x <= last_behind))
+
+
+def _row_bounds(
+    lines: np.ndarray, border: float, height: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Least and greatest x (n, height) in a row with a x + b y + c >= border for all (n, 4, 3).
+
+    Each line bounds x from one side, so only two numbers a row are compared with all pixels.
+    """
+    a, b, c = np.moveaxis(lines[..., None], 2, 0)
+    least = border - (b * np.arange(height) + c)  # of a x
+    with np.errstate(divide="ignore", invalid="ignore"):
+        bound = least / a
+    first = np.where(a > 0, bound, np.where((a == 0) & (least > 0), np.inf, -np.inf))
+    last = np.where(a < 0, bound, np.inf)
+    return first.max(1), last.min(1)
 
 
 def _edge_lines(H: np.ndarray, height: int, width: int) -> np.ndarray:
