@@ -295,7 +295,9 @@ def valid_mask(
     lines = _edge_lines(matrices, height, width)
     # Seen from behind (past the horizon), the source lies on the negative side of its four lines.
     sides = [_row_bounds(side, border, height) for side in (lines, -lines)]
-    bounds, x = np.array(sides, np.float32)[..., None], np.arange(width, dtype=np.float32)
+    # Float32, for devices without float64; what it cannot hold is far outside anyway.
+    bounds = np.clip(sides, -1e30, 1e30).astype(np.float32)[..., None]
+    x = np.arange(width, dtype=np.float32)
     if isinstance(H, torch.Tensor) or device is not None:
         place = H.device if isinstance(H, torch.Tensor) and device is None else device
         on_device = (torch.from_numpy(array).to(place) for array in (bounds, x))
