@@ -32,7 +32,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make tutorial   run all notebooks (quick profile), about ten minutes on two cores"
+	@echo "make tutorial   run all notebooks (quick profile), some minutes on two cores"
 	@echo "make test       lint, types, library tests, notebook policy, nbval, browser tests"
 	@echo "make lab        open JupyterLab on 00_quickstart"
 	@echo "make train      run the training stages: make train PROFILE=full"

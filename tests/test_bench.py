@@ -41,7 +41,7 @@ def test_one_stage_goes_to_the_screen_only(bench, monkeypatch, capsys, tmp_path)
     assert not bench.OUTPUT.exists()
 
 
-def test_the_first_match_of_the_plain_version_is_ours(bench):
+def test_the_plain_version_finds_our_keypoints(bench):
     import torch
 
     from superpoint_lib import SuperPoint, extract

@@ -317,7 +317,7 @@ def _plain_extract(model: torch.nn.Module, images: Tensor) -> list[tuple[Tensor,
     found = []
     for image in range(batch):
         best, index = scores[image].topk(1000)
-        index = index[best > 0.005]
+        index, best = index[best > 0.005], best[best > 0.005]
         x, y = index % (columns * 8), index // (columns * 8)
         grid = torch.stack(((x + 0.5) / (columns * 4) - 1, (y + 0.5) / (rows * 4) - 1), -1)
         sampled = functional.grid_sample(

@@ -91,6 +91,7 @@ def weights() -> str:
                 str(facts["steps"]),
                 f"{training['batch_size']} × {training['height']} × {training['width']}",
                 str(facts["seed"]),
+                # The first run was recorded by a version that wrote "1 threads".
                 f"{facts['seconds'] / 60:.0f} min, {facts['machine']}".replace(
                     " 1 threads", " 1 thread"
                 ),

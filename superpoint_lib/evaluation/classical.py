@@ -159,7 +159,10 @@ DETECTORS: dict[str, Callable[..., tuple[Image, Image]]] = {
 EXTRACTORS: dict[str, Callable[..., Features]] = {"sift": sift, "rootsift": rootsift, "orb": orb}
 
 
-def classical_extractor(name: str, max_keypoints: int = 2000) -> hpatches.Extractor:
+_MEASURED_KEYPOINTS = 2000
+
+
+def classical_extractor(name: str) -> hpatches.Extractor:
     """One of `DETECTORS` or `EXTRACTORS` as `evaluate` wants it.
 
     Convention: a detector gives all its local maxima, so that the protocol's own suppression
@@ -172,7 +175,7 @@ def classical_extractor(name: str, max_keypoints: int = 2000) -> hpatches.Extrac
     if name in DETECTORS:
         everything = as_extractor(partial(DETECTORS[name], nms_radius=0))
         return hpatches.plain_extractor(everything, suppress=True)
-    return hpatches.plain_extractor(partial(EXTRACTORS[name], max_keypoints=max_keypoints))
+    return hpatches.plain_extractor(partial(EXTRACTORS[name], max_keypoints=_MEASURED_KEYPOINTS))
 
 
 def _extract(
