@@ -44,6 +44,7 @@ class PhotometricConfig:
             blur kernel's side, in pixels.
         motion_blur: switch. motion_kernel: largest side of the kernel, in pixels; the side is
             drawn among the odd numbers up to it, 1 changes nothing.
+        defocus: switch. defocus_sigma: range of the deviation of a Gaussian blur, in pixels.
     """
 
     brightness: bool = True
@@ -60,6 +61,8 @@ class PhotometricConfig:
     shade_kernel: tuple[int, int] = (100, 150)
     motion_blur: bool = True
     motion_kernel: int = 3
+    defocus: bool = False
+    defocus_sigma: tuple[float, float] = (0.0, 1.5)
 
 
 PHOTOMETRIC_PRESETS: dict[str, PhotometricConfig] = {
@@ -81,6 +84,9 @@ PHOTOMETRIC_PRESETS: dict[str, PhotometricConfig] = {
     ),
     "coco_magicpoint": PhotometricConfig(contrast_range=(0.3, 1.5)),
     "coco_superpoint": PhotometricConfig(),
+    "strong": PhotometricConfig(
+        contrast_range=(0.3, 1.5), noise_sigma=(0.0, 15.0), motion_kernel=7, defocus=True
+    ),
 }
 
 
@@ -119,6 +125,7 @@ def _effects(config: PhotometricConfig) -> list[Callable[[Image, np.random.Gener
             ),
         ),
         (config.motion_blur, lambda im, rng: add_motion_blur(im, config.motion_kernel, rng)),
+        (config.defocus, lambda im, rng: add_defocus(im, config.defocus_sigma, rng)),
     ]
     return [effect for wanted, effect in choices if wanted]
 
@@ -207,6 +214,14 @@ def add_motion_blur(image: Image, largest: int, rng: np.random.Generator) -> Ima
         return image
     blurred = cv2.filter2D(image, -1, motion_kernel(side, angle))
     return np.asarray(blurred, np.float32)
+
+
+def add_defocus(image: Image, sigma: tuple[float, float], rng: np.random.Generator) -> Image:
+    """Blur evenly in all directions; the Gaussian's deviation in pixels is uniform in `sigma`."""
+    drawn = rng.uniform(*sigma)
+    if drawn < 0.1:  # Less than a pixel's own width: nothing would change.
+        return image
+    return np.asarray(cv2.GaussianBlur(image, (0, 0), drawn), np.float32)
 
 
 def motion_kernel(side: int, angle: float) -> Image:

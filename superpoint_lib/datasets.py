@@ -1,9 +1,9 @@
 """Training samples: drawn shapes and photographs with pseudo-labels, as dictionaries of tensors.
 
-A sample with one view is ``{"image" (1, H, W), "labels" (H/8, W/8), "valid" (H/8, W/8)}``; with two
-views ``{"image0", "labels0", "valid0", "image1", "labels1", "valid1", "H_0to1" (3, 3)}``. Every
-dataset is map-style and unbounded: ``dataset[i]`` depends on the seed and ``i`` alone, for any
-``i >= 0``, so a run that resumes at step t needs to know nothing but t.
+A sample with one view is ``{"image" (1, H, W), "labels" (H/8, W/8), "offsets" (2, H/8, W/8),
+"valid" (H/8, W/8)}``; with two views it has ``image0``, ``image1`` and so on, and ``H_0to1``
+(3, 3). Every dataset is map-style and unbounded: ``dataset[i]`` depends on the seed and ``i``
+alone, for any ``i >= 0``, so a run that resumes at step t needs to know nothing but t.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from superpoint_lib.augmentation import (
 )
 from superpoint_lib.geometry import HOMOGRAPHY_PRESETS, HomographyConfig, resize_and_crop
 from superpoint_lib.geometry.cells import CELL_SIZE
-from superpoint_lib.losses import cell_validity, keypoints_to_labels
+from superpoint_lib.losses import cell_validity, keypoints_to_labels, label_offsets
 from superpoint_lib.paths import atomic_path, data_dir, list_images, read_gray, runs_dir
 from superpoint_lib.shapes import ShapesConfig, draw_sample
 
@@ -73,6 +73,7 @@ def _view(
     return {
         f"image{suffix}": torch.from_numpy(np.ascontiguousarray(augmented, np.float32))[None],
         f"labels{suffix}": torch.from_numpy(labels),
+        f"offsets{suffix}": torch.from_numpy(label_offsets(labels, keypoints)),
         f"valid{suffix}": torch.from_numpy(np.asarray(cell_validity(valid))),
     }
 
@@ -103,8 +104,8 @@ def make_views(
 
     Returns:
         The sample described at the top of this module: labels are int64 in 0..64 (64 is the
-        dustbin), ``valid`` is true for cells whose 64 pixels all show the picture, and
-        ``H_0to1`` is float32.
+        dustbin), ``offsets`` tell where in its pixel a keypoint is, ``valid`` is true for cells
+        whose 64 pixels all show the picture, and ``H_0to1`` is float32.
 
     Raises:
         ValueError: for other values of ``views`` and sizes that are not multiples of 8.

@@ -71,6 +71,32 @@ def keypoints_to_labels(
     return labels.reshape(rows, columns)
 
 
+def label_offsets(labels: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
+    """Where within its labelled pixel the keypoint of each cell lies.
+
+    Args:
+        labels: int64 (Hc, Wc), 0..64, made by `keypoints_to_labels` of the same keypoints.
+        keypoints: (N, 2) positions (x, y) in pixels.
+
+    Returns:
+        float32 (2, Hc, Wc): (x, y) of the keypoint less its pixel's centre, in -0.5..0.5; zero for
+        the dustbin. Of several keypoints on one pixel the last given counts.
+
+    Derived in notebook 04.
+    """
+    rows, columns = labels.shape
+    offsets = np.zeros((2, rows, columns), np.float32)
+    keypoints = np.asarray(keypoints, dtype=np.float64).reshape(-1, 2)
+    pixels = np.floor(keypoints + 0.5)
+    inside = ((pixels >= 0) & (pixels < (columns * CELL_SIZE, rows * CELL_SIZE))).all(1)
+    keypoints, pixels = keypoints[inside], pixels[inside]
+    x, y = pixels.astype(np.int64).T
+    row, column = y // CELL_SIZE, x // CELL_SIZE
+    won = labels[row, column] == (y % CELL_SIZE) * CELL_SIZE + x % CELL_SIZE
+    offsets[:, row[won], column[won]] = (keypoints - pixels)[won].T
+    return offsets
+
+
 def cell_validity(valid: ArrayOrTensor) -> ArrayOrTensor:
     """Cells all of whose 64 pixels are valid.
 
@@ -119,6 +145,59 @@ def detector_loss(
         losses = F.cross_entropy(_promote(logits), labels, reduction="none")
         weights = _cell_weights(valid, losses)
         return _mean((losses * weights).flatten(1).sum(1), weights.flatten(1).sum(1), normalisation)
+
+
+def position_loss(
+    logits: Tensor,
+    labels: Tensor,
+    offsets: Tensor,
+    valid: Tensor | None = None,
+    window: int = 5,
+) -> Tensor:
+    """How far the refined keypoints lie from the true ones: Huber loss of the errors in x and y.
+
+    The refinement is that of ``extraction.soft_argmax``, the centre of mass of the heatmap over a
+    window around the labelled pixel; cross-entropy alone knows whole pixels only. Per coordinate
+    ``e^2 / 2`` up to one pixel, ``|e| - 1/2`` beyond.
+
+    Args:
+        logits: (B, 65, Hc, Wc).
+        labels: int64 (B, Hc, Wc), 0..64.
+        offsets: (B, 2, Hc, Wc) of `label_offsets`.
+        valid: bool (B, Hc, Wc), or None for all.
+        window: side in pixels, odd; pixels outside the image do not count.
+
+    Returns:
+        Scalar, >= 0: mean over the labelled valid cells of an image, then over images.
+
+    Derived in notebook 04.
+    """
+    with _full_precision(logits):
+        log_heatmap = F.pixel_shuffle(_promote(logits).log_softmax(1)[:, :-1], CELL_SIZE)[:, 0]
+        height, width = log_heatmap.shape[1:]
+        steps = torch.arange(window, device=logits.device) - window // 2
+        dy, dx = (grid.flatten() for grid in torch.meshgrid(steps, steps, indexing="ij"))
+        x, y = _labelled_pixels(labels)
+        x, y = x.flatten(1)[..., None] + dx, y.flatten(1)[..., None] + dy
+        inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+        flat = (y.clamp(0, height - 1) * width + x.clamp(0, width - 1)).flatten(1)
+        near = log_heatmap.flatten(1).gather(1, flat).view(inside.shape)
+        mass = near.masked_fill(~inside, -math.inf).softmax(-1)
+        refined = torch.stack(((mass * dx).sum(-1), (mass * dy).sum(-1)), dim=1)
+        losses = F.huber_loss(refined, offsets.flatten(2).to(refined), reduction="none").sum(1)
+        weights = (labels < DUSTBIN).flatten(1).to(losses.dtype)
+        if valid is not None:
+            weights = weights * valid.flatten(1)
+        return _mean((losses * weights).sum(1), weights.sum(1), "image")
+
+
+def _labelled_pixels(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Column x and row y (B, Hc, Wc) of the labelled pixels; of the dustbin, some pixel near."""
+    rows, columns = labels.shape[1:]
+    cell_y = torch.arange(rows, device=labels.device)[:, None] * CELL_SIZE
+    cell_x = torch.arange(columns, device=labels.device) * CELL_SIZE
+    inner = labels.clamp(max=DUSTBIN - 1)
+    return cell_x + inner % CELL_SIZE, cell_y + inner // CELL_SIZE
 
 
 # ------------------------------------------------------------------------------ geometry

@@ -8,6 +8,7 @@ from superpoint_lib import augmentation
 from superpoint_lib.augmentation import (
     PHOTOMETRIC_PRESETS,
     PhotometricConfig,
+    add_defocus,
     add_gaussian_noise,
     add_motion_blur,
     add_shade,
@@ -154,6 +155,17 @@ def test_motion_blur_of_side_one_changes_nothing():
     assert max(sides) <= 7
 
 
+def test_defocus_blurs_evenly_by_the_stated_deviation():
+    dot = np.zeros((41, 41), np.float32)
+    dot[20, 20] = 1
+    blurred = add_defocus(dot, (2.0, 2.0), _rng())
+    assert blurred.dtype == np.float32 and blurred.sum() == pytest.approx(1, abs=1e-3)
+    steps = np.arange(41) - 20
+    for axis in (0, 1):
+        assert (blurred.sum(axis) * steps**2).sum() == pytest.approx(4, rel=0.05)
+    assert np.array_equal(add_defocus(dot, (0.0, 0.05), _rng()), dot)
+
+
 def _blurred_dot(seed):
     dot = np.zeros((21, 21), np.float32)
     dot[10, 10] = 1
@@ -214,4 +226,5 @@ def test_pictures_without_keypoints_stay_without():
 
 def test_effects_match_the_switches():
     assert len(augmentation._effects(PhotometricConfig())) == 6
+    assert len(augmentation._effects(PHOTOMETRIC_PRESETS["strong"])) == 7
     assert augmentation._effects(PHOTOMETRIC_PRESETS["none"]) == []

@@ -75,7 +75,7 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
 
 def test_shapes_sample_with_one_view():
     sample = ShapesDataset(seed=3)[0]
-    assert set(sample) == {"image", "labels", "valid"}
+    assert set(sample) == {"image", "labels", "offsets", "valid"}
     assert sample["image"].shape == (1, 120, 160) and sample["image"].dtype == torch.float32
     assert sample["labels"].shape == (15, 20) and sample["labels"].dtype == torch.int64
     assert sample["valid"].shape == (15, 20) and sample["valid"].dtype == torch.bool
@@ -260,12 +260,15 @@ def test_random_crops_are_between_the_whole_picture_and_its_own_pixels():
 def test_photo_sample_with_two_views(folders):
     sample = PhotoDataset([folders[0]], [folders[1]], 48, 64, seed=1)[0]
     assert set(sample) == {
-        "image0", "labels0", "valid0", "image1", "labels1", "valid1", "H_0to1"
+        "image0", "labels0", "offsets0", "valid0",
+        "image1", "labels1", "offsets1", "valid1", "H_0to1",
     }  # fmt: skip
     for view in "01":
         assert sample[f"image{view}"].shape == (1, 48, 64)
         assert sample[f"image{view}"].dtype == torch.float32
         assert sample[f"labels{view}"].shape == sample[f"valid{view}"].shape == (6, 8)
+        assert sample[f"offsets{view}"].shape == (2, 6, 8)
+        assert sample[f"offsets{view}"].dtype == torch.float32
     assert (sample["labels0"] < 64).sum() == 1
 
 

@@ -359,6 +359,26 @@ def test_rotation_alone_takes_every_angle_evenly():
     assert counts.max() < 260
 
 
+def test_rotation_in_pixels_does_not_stretch():
+    stretched = dataclasses.replace(ONLY["rotation"], max_angle=math.pi)
+    config = dataclasses.replace(stretched, rotate_in="pixels")
+    H = sample_homographies(200, 60, 120, config, np.random.default_rng(0))
+    assert np.allclose(H[:, :2, :2] @ H[:, :2, :2].swapaxes(1, 2), np.eye(2))
+    assert np.allclose(warp_points(np.array([[59.5, 29.5]]), H), (59.5, 29.5))
+    squeezed = sample_homographies(200, 60, 120, stretched, np.random.default_rng(0))
+    singular = np.linalg.svd(squeezed[:, :2, :2], compute_uv=False)
+    assert singular[:, 0].max() == pytest.approx(2, rel=1e-3)  # by the picture's proportions
+
+
+def test_normal_angles_are_cut_at_the_largest_and_small_ones_most_frequent():
+    config = dataclasses.replace(ONLY["rotation"], max_angle=math.pi, angles="normal")
+    H = sample_homographies(5000, 64, 64, config, np.random.default_rng(0))
+    angles = np.arctan2(H[:, 1, 0], H[:, 0, 0])
+    assert angles.std() == pytest.approx(truncated_std(math.pi), rel=0.05)
+    assert 0.9 * math.pi < np.abs(angles).max() <= math.pi
+    assert angles.mean() == pytest.approx(0, abs=0.08)
+
+
 def test_perspective_alone_moves_the_corners_within_the_amplitudes():
     config = dataclasses.replace(ONLY["perspective"], perspective_amplitude_x=0.1)
     unit, moved = patch_before_and_after(sample(config), 0.8)

@@ -8,13 +8,15 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import log_loss
 
-from superpoint_lib.extraction import sample_descriptors
+from superpoint_lib.extraction import decode_heatmap, sample_descriptors, soft_argmax
 from superpoint_lib.geometry import warp_points
+from superpoint_lib.geometry.cells import DUSTBIN
 from superpoint_lib.losses import (
     HINGE_LAMBDAS,
     HINGE_PRESETS,
     HingeConfig,
     _adjugate,
+    _labelled_pixels,
     _nearby_cells,
     _sample,
     cell_centers,
@@ -25,6 +27,8 @@ from superpoint_lib.losses import (
     descriptor_sparse_loss,
     detector_loss,
     keypoints_to_labels,
+    label_offsets,
+    position_loss,
     positive_pairs,
 )
 
@@ -159,6 +163,79 @@ def test_detector_loss_gradient_is_right_and_zero_where_not_valid():
 
 
 # -------------------------------------------------------------------------------- geometry
+
+
+def test_offsets_are_those_of_the_winning_keypoints():
+    keypoints = np.array([[2.25, 3.5 - 1e-6], [9.5, 0.0], [-0.6, 7.0], [99.0, 3.0]])
+    labels = keypoints_to_labels(keypoints[:2], 8, 16, rng())
+    offsets = label_offsets(labels, keypoints)
+    assert offsets.shape == (2, 1, 2) and offsets.dtype == np.float32
+    # (2.25, 3.5-) lies in pixel (2, 3); halves round up, so 9.5 is in pixel 10.
+    np.testing.assert_allclose(offsets[:, 0].T, [[0.25, 0.5], [-0.5, 0.0]], atol=1e-5)
+
+
+def test_offsets_without_keypoints_are_zero():
+    assert not label_offsets(np.full((2, 3), DUSTBIN), np.zeros((0, 2))).any()
+
+
+def test_offsets_and_labels_give_the_keypoints_back():
+    # One a cell, up to the very edge of the picture.
+    cells = np.stack(np.meshgrid(np.arange(5), np.arange(4)), -1).reshape(-1, 2) * 8
+    keypoints = cells + rng(1).uniform(-0.5, 7.499, cells.shape)
+    labels = keypoints_to_labels(keypoints, 32, 40, rng())
+    x, y = _labelled_pixels(torch.from_numpy(labels)[None])
+    pixels = torch.stack((x, y), 1)[0].numpy()
+    recovered = (pixels + label_offsets(labels, keypoints)).reshape(2, -1).T
+    np.testing.assert_allclose(recovered, keypoints, atol=1e-5)
+
+
+def test_position_loss_by_hand():
+    # Pixels 3 and 4 of the cell's first row share the mass: 3.5, half a pixel right of the label.
+    logits = torch.full((1, 65, 1, 1), -100.0)
+    logits[0, [3, 4]] = 5.0
+    labels = torch.full((1, 1, 1), 3)
+    offsets = torch.tensor([0.25, -0.1]).view(1, 2, 1, 1)
+    expected = 0.25**2 / 2 + 0.1**2 / 2
+    assert position_loss(logits, labels, offsets).item() == pytest.approx(expected, abs=1e-6)
+    # The centre of mass 2 px off in x: Huber's loss is linear there.
+    logits = torch.full((1, 65, 1, 1), -100.0)
+    logits[0, 5] = 5.0
+    offsets = torch.zeros(1, 2, 1, 1)
+    assert position_loss(logits, labels, offsets).item() == pytest.approx(1.5, abs=1e-6)
+
+
+def test_position_loss_measures_what_extraction_refines():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 65, 3, 4, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, 64, (2, 3, 4), generator=generator)
+    offsets = torch.rand(2, 2, 3, 4, generator=generator, dtype=torch.float64) - 0.5
+    pixels = torch.stack(_labelled_pixels(labels), -1).flatten(1, 2).double()
+    refined = soft_argmax(decode_heatmap(logits), pixels)
+    error = (refined - pixels).transpose(1, 2) - offsets.flatten(2)
+    expected = F.huber_loss(error, torch.zeros_like(error), reduction="none").sum(1).mean()
+    torch.testing.assert_close(position_loss(logits, labels, offsets), expected)
+
+
+def test_position_loss_counts_labelled_valid_cells_only():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 65, 1, 2, generator=generator).requires_grad_()
+    labels = torch.tensor([[[7, 64]], [[64, 64]]])
+    valid = torch.tensor([[[True, True]], [[True, True]]])
+    loss = position_loss(logits, labels, torch.zeros(2, 2, 1, 2), valid)
+    loss.backward()
+    # The second image has no labelled cell and counts as zero; windows reach into the dustbin cell.
+    alone = position_loss(logits[:1], labels[:1], torch.zeros(1, 2, 1, 2))
+    torch.testing.assert_close(loss, alone / 2)
+    assert logits.grad is not None and not logits.grad[1].any() and logits.grad[0].any()
+    assert position_loss(logits, labels, torch.zeros(2, 2, 1, 2), ~valid).item() == 0
+
+
+def test_position_loss_has_right_gradients():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, 65, 2, 2, generator=generator, dtype=torch.float64).requires_grad_()
+    labels = torch.tensor([[[0, 63], [64, 20]]])
+    offsets = torch.rand(1, 2, 2, 2, generator=generator, dtype=torch.float64) - 0.5
+    assert torch.autograd.gradcheck(lambda x: position_loss(x, labels, offsets), logits)
 
 
 def test_cell_centers_are_row_major_at_8i_plus_3_5():

@@ -16,7 +16,12 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 from superpoint_lib.checkpoints import load_weights, save_weights
 from superpoint_lib.config import ConfigError, replace, to_dict
 from superpoint_lib.datasets import save_labels
-from superpoint_lib.losses import descriptor_infonce_loss, detector_loss, keypoints_to_labels
+from superpoint_lib.losses import (
+    descriptor_infonce_loss,
+    detector_loss,
+    keypoints_to_labels,
+    position_loss,
+)
 from superpoint_lib.model import MagicPoint, SuperPoint
 from superpoint_lib.training import (
     RECIPES,
@@ -185,6 +190,24 @@ def test_a_pair_goes_through_the_network_once_and_its_losses_add_up():
     torch.testing.assert_close(losses["detector"], detector)
     torch.testing.assert_close(losses["descriptor"], descriptor)
     torch.testing.assert_close(losses["loss"], 2 * detector + 0.5 * descriptor)
+
+
+def test_the_positions_of_both_views_add_to_the_loss():
+    config = replace(TINY_PAIRS, position_weight=0.5, descriptor_weight=0.0)
+    net, batch = make_model(config).eval(), batch_of(config)
+    losses = pair_step(net, batch, config)
+    expected = sum(
+        position_loss(
+            net(batch[f"image{i}"])["logits"],
+            batch[f"labels{i}"],
+            batch[f"offsets{i}"],
+            batch[f"valid{i}"],
+        )
+        for i in "01"
+    )
+    assert expected > 0
+    torch.testing.assert_close(losses["position"], expected)
+    torch.testing.assert_close(losses["loss"], losses["detector"] + 0.5 * losses["position"])
 
 
 def test_two_passes_give_each_view_its_own_statistics():

@@ -6,6 +6,7 @@ published amplitudes as presets.
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -22,7 +23,7 @@ class HomographyConfig:
     Attributes:
         perspective: bend the patch: its left and right sides shift in x and change length in y.
         scale: zoom, factor in 1 ± ``scale_amplitude``.
-        rotation: turn by one of ``n_angles`` angles spaced evenly over ± ``max_angle``.
+        rotation: turn by one of ``n_angles`` angles.
         translation: move the patch, uniformly over the room it has in the picture.
         perspective_amplitude_x: largest shift of a side in x.
         perspective_amplitude_y: largest shift of a corner in y.
@@ -30,6 +31,11 @@ class HomographyConfig:
         n_scales: scales tried, one of those that fit is taken.
         n_angles: angles tried, one of those that fit is taken.
         max_angle: radians.
+        angles: "even" spaces the angles evenly over ± ``max_angle``; "normal" draws them from a
+            normal distribution of half that deviation, cut there: small turns are most frequent.
+        rotate_in: "unit-square" turns the patch in the unit square, as the published recipes do: on
+            a picture that is not square this stretches it by up to its proportions. "pixels" turns
+            without stretching.
         patch_ratio: side of the patch, in (0, 1].
         translation_overflow: how far beyond the picture a shift may go (with artifacts only).
         allow_artifacts: accept patches that leave the picture, so that parts of the warped picture
@@ -47,6 +53,8 @@ class HomographyConfig:
     n_scales: int = 5
     n_angles: int = 25
     max_angle: float = math.pi / 2
+    angles: Literal["even", "normal"] = "even"
+    rotate_in: Literal["unit-square", "pixels"] = "unit-square"
     patch_ratio: float = 0.85
     translation_overflow: float = 0.0
     allow_artifacts: bool = True
@@ -74,11 +82,15 @@ HOMOGRAPHY_PRESETS: dict[str, HomographyConfig] = {
         max_angle=3.14,
     ),
     "wide": HomographyConfig(scale_amplitude=0.5, max_angle=math.pi),
+    "any-angle": HomographyConfig(
+        scale_amplitude=0.6, max_angle=math.pi, angles="normal", rotate_in="pixels"
+    ),
     "identity": HomographyConfig(perspective=False, scale=False, rotation=False, translation=False),
 }
 """Published parameter sets (synthetic shapes, COCO training, homographic adaptation, the COCO
-patches used for validation, all after github.com/rpautrat/SuperPoint), one of ours with any
-rotation and a wider zoom ("wide"), and no warp at all ("identity")."""
+patches used for validation, all after github.com/rpautrat/SuperPoint), two of ours with any
+rotation and a wider zoom ("wide"; "any-angle" without stretching, and small turns most often), and
+no warp at all ("identity")."""
 
 
 def sample_homographies(
@@ -113,7 +125,7 @@ def sample_homographies(
     if config.translation:
         moved = moved + _translation(moved, config, rng)
     if config.rotation:
-        moved = _rotated(moved, config, rng)
+        moved = _rotated(moved, width / height, config, rng)
     warped_to_picture = homographies_from_corners(
         _unit_to_pixels(np.broadcast_to(patch, moved.shape), height, width),
         _unit_to_pixels(moved, height, width),
@@ -179,11 +191,19 @@ def _translation(
     return (low + (high - low) * rng.random(low.shape))[:, None]
 
 
-def _rotated(moved: np.ndarray, config: HomographyConfig, rng: np.random.Generator) -> np.ndarray:
-    angles = np.linspace(-config.max_angle, config.max_angle, config.n_angles)
+def _rotated(
+    moved: np.ndarray, aspect: float, config: HomographyConfig, rng: np.random.Generator
+) -> np.ndarray:
+    if config.angles == "normal":
+        angles = _truncated_normal((len(moved), config.n_angles), config.max_angle, rng)
+    else:
+        angles = np.linspace(-config.max_angle, config.max_angle, config.n_angles)[None]
     cos, sin = np.cos(angles), np.sin(angles)
-    turns = np.moveaxis(np.array([[cos, sin], [-sin, cos]]), -1, 0)
+    turns = np.moveaxis(np.array([[cos, sin], [-sin, cos]]), (0, 1), (-2, -1))
+    # A turn in pixels is one in a rectangle of the picture's proportions.
+    shape = np.array([aspect if config.rotate_in == "pixels" else 1.0, 1.0])
     centre = moved.mean(1, keepdims=True)
-    candidates = centre[:, None] + (moved - centre)[:, None] @ turns[None]
+    turned = ((moved - centre) * shape)[:, None] @ turns / shape
+    candidates = centre[:, None] + turned
     allowed = _inside(candidates) | config.allow_artifacts
     return _pick(candidates, moved, allowed, rng)

@@ -22,11 +22,12 @@ class TrainConfig:
     and no longer changes, its running statistics. ``one_forward`` sends both views of a pair
     through the network together, so that batch normalisation sees them with the same statistics;
     False sends one after the other, as the published implementations do. ``descriptor_weight`` is
-    lambda of the published loss; 0 trains the detector alone. ``ema_decay`` 0 turns the moving
-    average of the weights off, ``gradient_clip`` 0 the clipping of the gradient's norm.
-    ``precision`` "auto" is bfloat16 where the processor multiplies it in hardware. ``workers`` None
-    loads data in processes of its own on a GPU, in the training process on a CPU, where they would
-    compete for the cores.
+    lambda of the published loss; 0 trains the detector alone. ``position_weight`` weighs the loss
+    of the refined positions (``losses.position_loss``), which no publication has; 0 leaves it out.
+    ``ema_decay`` 0 turns the moving average of the weights off, ``gradient_clip`` 0 the clipping of
+    the gradient's norm. ``precision`` "auto" is bfloat16 where the processor multiplies it in
+    hardware. ``workers`` None loads data in processes of its own on a GPU, in the training process
+    on a CPU, where they would compete for the cores.
 
     Raises:
         ConfigError: values that contradict each other, naming the keys.
@@ -54,6 +55,7 @@ class TrainConfig:
     views: int = 1
 
     detector_weight: float = 1.0
+    position_weight: float = 0.0
     descriptor_weight: float = 0.0
     descriptor_loss: Literal["hinge", "infonce", "sparse"] = "infonce"
     hinge: str = "default"

@@ -27,13 +27,14 @@ _COLUMNS = (
     "step",
     "loss",
     "detector",
+    "position",
     "descriptor",
     "gradient_norm",
     "learning_rate",
     "images_per_second",
     "seconds",
 )
-_PARTS = ("loss", "detector", "descriptor", "gradient_norm")
+_PARTS = ("loss", "detector", "position", "descriptor", "gradient_norm")
 
 
 class NonFiniteLossError(RuntimeError):
@@ -187,7 +188,7 @@ def claim(run_dir: Path, config: TrainConfig, resume: bool) -> None:
 def read_history(path: str | Path) -> list[dict[str, float]]:
     """Rows of a run's history.csv; empty where there is none yet.
 
-    "loss", "detector", "descriptor" and "gradient_norm" are means since the row before, "step" is
+    "loss", its parts and "gradient_norm" are means since the row before, "step" is
     the number of steps done, "seconds" counts training only, over all sessions.
     """
     path = Path(path)

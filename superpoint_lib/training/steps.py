@@ -13,6 +13,7 @@ from superpoint_lib.losses import (
     descriptor_infonce_loss,
     descriptor_sparse_loss,
     detector_loss,
+    position_loss,
 )
 from superpoint_lib.training.config import TrainConfig
 
@@ -25,17 +26,17 @@ def detector_step(model: nn.Module, batch: Batch, config: TrainConfig) -> Losses
 
     Args:
         model: gives {"logits" (B, 65, H/8, W/8)} for images (B, 1, H, W).
-        batch: "image" (B, 1, H, W), "labels" (B, H/8, W/8) and "valid" (B, H/8, W/8).
-        config: ``detector_weight``.
+        batch: "image" (B, 1, H, W), "labels" (B, H/8, W/8), "offsets" (B, 2, H/8, W/8) and "valid"
+            (B, H/8, W/8).
+        config: ``detector_weight`` and ``position_weight``.
 
     Returns:
-        "loss", to be minimised, and "detector", its part before weighting; scalars.
+        "loss", to be minimised, and its parts before weighting, "detector" and, where it has a
+        weight, "position"; scalars.
 
     Derived in notebook 02.
     """
-    maps = model(batch["image"])
-    detector = detector_loss(maps["logits"], batch["labels"], batch["valid"])
-    return {"loss": config.detector_weight * detector, "detector": detector}
+    return _detector_losses(model(batch["image"])["logits"], batch, config, "")
 
 
 def pair_step(model: nn.Module, batch: Batch, config: TrainConfig, step: int = 0) -> Losses:
@@ -47,22 +48,24 @@ def pair_step(model: nn.Module, batch: Batch, config: TrainConfig, step: int = 0
 
     Args:
         model: gives {"logits", "descriptors"} for images (2 B, 1, H, W).
-        batch: "image0", "labels0", "valid0", the same with 1, and "H_0to1" (B, 3, 3).
+        batch: "image0", "labels0", "offsets0", "valid0", the same with 1, and "H_0to1" (B, 3, 3).
         config: weights and kind of the losses.
         step: seeds the sample of the sparse loss.
 
     Returns:
-        "loss", to be minimised, and its parts before weighting, "detector" (the sum over the two
-        views) and "descriptor"; scalars.
+        "loss", to be minimised, and its parts before weighting: "detector" and "position", each the
+        sum over the two views, and "descriptor"; scalars. A part without weight may be missing.
 
     Source: DeTone et al., SuperPoint (2018), equation 1. Derived in notebook 05.
     """
     maps0, maps1 = _pair_maps(model, batch["image0"], batch["image1"], config.one_forward)
-    detector = detector_loss(maps0["logits"], batch["labels0"], batch["valid0"]) + detector_loss(
-        maps1["logits"], batch["labels1"], batch["valid1"]
-    )
+    views = [
+        _detector_losses(maps["logits"], batch, config, view)
+        for view, maps in (("0", maps0), ("1", maps1))
+    ]
+    losses = {name: views[0][name] + views[1][name] for name in views[0]}
     if not config.descriptor_weight:
-        return {"loss": config.detector_weight * detector, "detector": detector}
+        return losses
     descriptors0, descriptors1 = maps0["descriptors"], maps1["descriptors"]
     pair = (descriptors0, descriptors1, batch["H_0to1"], batch["valid0"], batch["valid1"])
     match config.descriptor_loss:
@@ -74,8 +77,19 @@ def pair_step(model: nn.Module, batch: Batch, config: TrainConfig, step: int = 0
             generator = torch.Generator(descriptors0.device)
             generator.manual_seed(config.seed * 1_000_003 + step)
             descriptor = descriptor_sparse_loss(*pair, generator=generator)
-    loss = config.detector_weight * detector + config.descriptor_weight * descriptor
-    return {"loss": loss, "detector": detector, "descriptor": descriptor}
+    losses["loss"] = losses["loss"] + config.descriptor_weight * descriptor
+    return losses | {"descriptor": descriptor}
+
+
+def _detector_losses(logits: Tensor, batch: Batch, config: TrainConfig, view: str) -> Losses:
+    labels, valid = batch[f"labels{view}"], batch[f"valid{view}"]
+    detector = detector_loss(logits, labels, valid)
+    losses = {"loss": config.detector_weight * detector, "detector": detector}
+    if config.position_weight:
+        position = position_loss(logits, labels, batch[f"offsets{view}"], valid)
+        losses["loss"] = losses["loss"] + config.position_weight * position
+        losses["position"] = position
+    return losses
 
 
 def _pair_maps(
