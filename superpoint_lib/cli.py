@@ -97,10 +97,13 @@ class EvaluateOptions:
     """Bundled names, weight files, OpenCV's sift, rootsift, orb, fast, harris, shi_tomasi, or
     random."""
     data: str = "auto"
-    """Folder of HPatches sequences; auto: data/hpatches if there, else the mini benchmark; shapes:
-    detectors on drawn shapes, with and without noise."""
+    """Folder of HPatches sequences; auto: data/hpatches if there, else the mini benchmark; warped:
+    many small warped pairs, to choose between trainings; shapes: detectors on drawn shapes, with
+    and without noise."""
     protocol: str = "rpautrat"
-    """How to measure: rpautrat, rpautrat-box, eric or gluefactory."""
+    """How to measure: rpautrat, rpautrat-box, eric or gluefactory; warped for --data warped."""
+    against: str = ""
+    """One of the extractors: also tell what the others gain on it, pair by pair."""
     images_per_primitive: int = 200
     """Pictures drawn of each primitive, with --data shapes."""
     output: Path = Path("runs/evaluation.json")
@@ -386,14 +389,23 @@ def _evaluate(arguments: Sequence[str]) -> int:
     from superpoint_lib.evaluation.hpatches import evaluate, load_sequences
     from superpoint_lib.evaluation.mini import benchmark_folder
 
+    if options.against and options.against not in options.extractors:
+        raise UsageError(f"--against {options.against}: not among the extractors")
     folder = benchmark_folder(options.data)
     sequences = load_sequences(folder)
     extractors = {name: _measured(name) for name in options.extractors}
     results = evaluate(extractors, sequences, options.protocol)
     command = shlex.join(["superpoint", "evaluate", *arguments])
-    paths = results.save(options.output, command)
+    paths = results.save(options.output, command, options.against or None)
     print(f"{len(sequences)} sequences of {folder}, protocol {options.protocol}\n")
     print("\n\n".join(results.table(part) for part in results.splits))
+    if options.against:
+        print(f"\nMore than {options.against}, pair by pair, with 95 % intervals:")
+        for row in results.differences(options.against):
+            print(
+                f"  {row['extractor']:24} {row['part']:13} {row['metric']:20} "
+                f"{row['difference']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]"
+            )
     print(f"\nwritten: {', '.join(map(str, paths))}")
     return 0
 

@@ -172,6 +172,10 @@ def test_evaluate_writes_a_table_and_files_with_their_command(project, capsys):
     assert "| orb |" in capsys.readouterr().out
     assert "superpoint evaluate orb" in (project / "table.json").read_text()
     assert (project / "table.csv").is_file()
+    assert main([*arguments, "--against", "sift"]) == 2
+    assert "--against sift" in capsys.readouterr().err
+    assert main(["evaluate", "sift", *arguments[1:], "--against", "orb"]) == 0
+    assert "More than orb, pair by pair" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["shi_tomasi", "fast"])

@@ -498,6 +498,18 @@ def test_compare_pairs_cancels_their_difficulty():
     assert (same["difference"], same["low"], same["high"]) == (0, 0, 0)
 
 
+def test_differences_are_those_of_every_other_extractor(tmp_path):
+    a, b = made_up([[0.5, 0.25], [0.75, 1.0]]), made_up([[0.75, 0.5], [1.0, 1.25]], "b")
+    both = dataclasses.replace(a, records=a.records + b.records)
+    rows = both.differences("a")
+    assert [(row["extractor"], row["part"]) for row in rows] == [("b", "all"), ("b", "viewpoint")]
+    assert all(row["difference"] == row["low"] == row["high"] == 0.25 for row in rows)
+    json_path, _ = both.save(tmp_path / "both", "a command", reference="a")
+    assert json.loads(json_path.read_text())["differences"] == rows
+    with pytest.raises(KeyError, match="no extractor 'c'"):
+        both.differences("c")
+
+
 def test_compare_refuses_what_cannot_be_compared():
     a, b = made_up([[0.5, 0.5]]), made_up([[0.5]], "b")
     with pytest.raises(ValueError, match=r"different pairs, such as \('v_0', 3\)"):

@@ -12,6 +12,7 @@ from superpoint_lib.evaluation.mini import (
     benchmark_folder,
     make_benchmark,
     mini_benchmark,
+    warped_pairs,
 )
 from superpoint_lib.paths import UnreadableImageError, read_gray
 
@@ -138,3 +139,17 @@ def test_linked_sequences_come_before_the_mini_benchmark(tmp_path, monkeypatch):
     (tmp_path / "hpatches").mkdir()
     assert benchmark_folder() == tmp_path / "hpatches"
     assert benchmark_folder("elsewhere/here") == Path("elsewhere/here")
+
+
+def test_warped_pairs_are_made_of_every_picture_and_small(tmp_path, photo):
+    for name in ("a", "b"):
+        assert cv2.imwrite(str(tmp_path / f"{name}.png"), (photo * 255).clip(0, 255))
+    folder = warped_pairs(tmp_path / "pairs", tmp_path)
+    sequences = load_sequences(folder)
+    assert [s.name for s in sequences] == ["i_a", "i_b", "v_a", "v_b"]
+    assert all(s.homographies.shape == (2, 3, 3) for s in sequences)
+    assert read_gray(sequences[0].image_paths[0]).shape == (240, 320)
+    results = evaluate(
+        {"sift": plain_extractor(EXTRACTORS["sift"])}, sequences, "warped", progress=False
+    )
+    assert results.values("homography@3").mean() > 0.7

@@ -29,9 +29,9 @@ from tqdm.auto import tqdm
 
 from superpoint_lib.augmentation import PHOTOMETRIC_PRESETS, PhotometricConfig, augment_photometric
 from superpoint_lib.config import to_dict
-from superpoint_lib.datasets import bundled_photos
+from superpoint_lib.datasets import bundled_photos, resolve_images
 from superpoint_lib.geometry import HomographyConfig, resize_and_crop, sample_homographies
-from superpoint_lib.paths import data_dir, read_gray, runs_dir
+from superpoint_lib.paths import data_dir, list_images, read_gray, runs_dir
 
 Image = NDArray[np.float32]
 _SETTINGS = "benchmark.json"
@@ -77,6 +77,14 @@ class MiniConfig:
             raise ValueError("a benchmark needs at least one pair, and illumination or viewpoint")
 
 
+#: The settings of ``warped_pairs``.
+WARPED = MiniConfig(
+    height=240,
+    width=320,
+    homography=HomographyConfig(scale_amplitude=0.5, max_angle=np.pi / 2, angles="normal"),
+)
+
+
 def mini_benchmark(folder: str | Path | None = None, config: MiniConfig | None = None) -> Path:
     """Make the mini benchmark of the bundled photographs set aside for it, or find it made.
 
@@ -100,16 +108,44 @@ def mini_benchmark(folder: str | Path | None = None, config: MiniConfig | None =
     )
 
 
+def warped_pairs(folder: str | Path | None = None, source: str | Path = "auto") -> Path:
+    """Make pairs to choose between trainings on, many and small, or find them made.
+
+    Two sequences of two pairs from every picture, 240 x 320: gray levels changed, and warped by
+    homographies with any rotation up to a right angle and a zoom of half as much or twice. Whoever
+    chooses a setting on HPatches cannot report HPatches as a test any more; these are for choosing.
+
+    Args:
+        folder: Where; ``runs/warped-pairs/<source>`` by default.
+        source: A folder of pictures no network was trained on; "auto" takes ``data/coco/test2017``
+            if it is there (306 pictures of it make 1,224 pairs), else the bundled photographs.
+
+    Returns:
+        The folder, for ``load_sequences`` and the protocol ``warped``.
+
+    Raises:
+        FileNotFoundError: No such folder of pictures.
+    """
+    pictures = resolve_images(source, "benchmark")
+    photos: dict[str, Image | Path] = {
+        path.stem: path for path in list_images(pictures) if path.stem not in _SAME_SCENE
+    }
+    target = runs_dir() / "warped-pairs" / pictures.name if folder is None else Path(folder)
+    return make_benchmark(target, photos, WARPED, progress=True)
+
+
 def benchmark_folder(source: str | Path = "auto") -> Path:
     """Find the sequences to measure on.
 
     Args:
-        source: A folder in the HPatches layout, or "auto": ``data/hpatches`` if it is there, else
-            the mini benchmark, made if needed.
+        source: A folder in the HPatches layout; "auto": ``data/hpatches`` if it is there, else the
+            mini benchmark, made if needed; "warped": ``warped_pairs``.
 
     Returns:
         The folder, for ``load_sequences``.
     """
+    if source == "warped":
+        return warped_pairs()
     if source != "auto":
         return Path(source)
     linked = data_dir() / "hpatches"

@@ -109,6 +109,7 @@ _GLUEFACTORY_TASK = TaskConfig(
     max_keypoints=1024,
     shared_first=False,
 )
+_WARPED_TASK = TaskConfig(height=240, width=320, max_keypoints=300)
 # The scenes with images above 1600 pixels that D2-Net (Dusmanu et al., CVPR 2019) left out first.
 _LARGE_SCENES = (
     "i_contruction",
@@ -131,8 +132,10 @@ PROTOCOLS: dict[str, ProtocolConfig] = {
         ransac=RansacConfig(threshold=0.5, iterations=3000),
         excluded=_LARGE_SCENES,
     ),
+    "warped": ProtocolConfig(detector=_WARPED_TASK, descriptor=_WARPED_TASK),
 }
-"""Protocols by name. The choices are the publications'; their slips are not repeated.
+"""Protocols by name. The choices are the publications', but for the last; their slips are not
+repeated.
 
 * ``rpautrat``: github.com/rpautrat/SuperPoint. Detector at 240x320, NMS 4, 300 points; descriptors
   at 480x640, NMS 8, 1000 points; keypoints seen by both images first. Its NMS is by boxes:
@@ -142,6 +145,8 @@ PROTOCOLS: dict[str, ProtocolConfig] = {
   original scales both homography sides by image 1's factor.
 * ``gluefactory``: github.com/cvg/glue-factory, its OpenCV estimator. Shorter side 480, 1024
   points, RANSAC at 0.5 px, eight large scenes left out. Its detectors run on the same images.
+* ``warped``: ours, for choosing on many small pairs (``mini.warped_pairs``): detector and
+  descriptors at 240x320, NMS 4, 300 points.
 
 No preset rounds coordinates: sub-pixel keypoints stay as the extractor gave them. All shrink
 pictures by area averaging, where rpautrat/SuperPoint interpolates bilinearly, at the price of

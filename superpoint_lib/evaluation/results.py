@@ -163,6 +163,25 @@ class Results:
         notes = [f"\nleft out: {name} ({reason})" for name, reason in self.skipped.items()]
         return "\n".join(lines + notes)
 
+    def differences(self, reference: str) -> list[Record]:
+        """What every other extractor gains on ``reference``, pair by pair (see ``compare``).
+
+        Returns:
+            Rows of ``compare`` with the keys extractor and part besides, for "all" and each split;
+            a positive difference is more than the reference has.
+
+        Raises:
+            KeyError: No extractor of that name.
+        """
+        base = self.select(reference)
+        return [
+            {"extractor": name, "part": part} | row
+            for name in self.extractors
+            if name != reference
+            for part in self.splits
+            for row in compare(base, self.select(name), part)
+        ]
+
     def worst_pairs(self, extractor: str, count: int = 5) -> list[Record]:
         """The records with the largest corner errors, worst first (failed pairs lead)."""
         records = [r for r in self.select(extractor).records if "corner_error" in r]
@@ -173,12 +192,15 @@ class Results:
         errors = self.select(extractor).values("corner_error")
         return np.array([metrics.homography_accuracy(errors, eps) for eps in thresholds])
 
-    def save(self, path: str | Path, command: str) -> tuple[Path, Path]:
+    def save(
+        self, path: str | Path, command: str, reference: str | None = None
+    ) -> tuple[Path, Path]:
         """Write ``path`` with the suffixes .json (protocol, summary) and .csv (the records).
 
         Args:
             path: With or without a suffix; missing folders are made.
             command: What a reader types to get these results again; stored in both files.
+            reference: Name of an extractor: the JSON then holds the ``differences`` from it, too.
 
         Returns:
             The two paths. In the JSON NaN is null; the CSV's first line is the command behind a
@@ -186,13 +208,15 @@ class Results:
         """
         stem = str(path).removesuffix(".json").removesuffix(".csv")
         json_path, csv_path = Path(f"{stem}.json"), Path(f"{stem}.csv")
-        content = {
+        content: dict[str, Any] = {
             "command": command,
             "protocol_name": self.protocol_name,
             "protocol": to_dict(self.protocol),
             "skipped": self.skipped,
             "summary": [_without_nan(row) for row in self.summary()],
         }
+        if reference is not None:
+            content["differences"] = [_without_nan(row) for row in self.differences(reference)]
         write_json(json_path, content)
         write_text(csv_path, f"# {command}\n{self._csv()}")
         return json_path, csv_path
