@@ -152,20 +152,23 @@ def position_loss(
     labels: Tensor,
     offsets: Tensor,
     valid: Tensor | None = None,
+    reach: int = 3,
     window: int = 5,
 ) -> Tensor:
-    """How far the refined keypoints lie from the true ones: Huber loss of the errors in x and y.
+    """How far keypoints lie from their labels as extraction finds and refines them.
 
-    The refinement is that of ``extraction.soft_argmax``, the centre of mass of the heatmap over a
-    window around the labelled pixel; cross-entropy alone knows whole pixels only. Per coordinate
-    ``e^2 / 2`` up to one pixel, ``|e| - 1/2`` beyond.
+    Near each label the heatmap's highest pixel is taken, then the centre of mass of the window
+    around that, as ``extraction.soft_argmax`` does; the loss is Huber's of its errors in x and y:
+    ``e^2 / 2`` up to one pixel, ``|e| - 1/2`` beyond. Cross-entropy alone knows whole pixels only.
+    A window around the label itself would ask for too little: a flat heatmap has its centre there.
 
     Args:
         logits: (B, 65, Hc, Wc).
         labels: int64 (B, Hc, Wc), 0..64.
         offsets: (B, 2, Hc, Wc) of `label_offsets`.
         valid: bool (B, Hc, Wc), or None for all.
-        window: side in pixels, odd; pixels outside the image do not count.
+        reach: how far from its label the highest pixel is looked for, in pixels along x and y.
+        window: side of the window in pixels, odd; pixels outside the image do not count.
 
     Returns:
         Scalar, >= 0: mean over the labelled valid cells of an image, then over images.
@@ -174,30 +177,42 @@ def position_loss(
     """
     with _full_precision(logits):
         log_heatmap = F.pixel_shuffle(_promote(logits).log_softmax(1)[:, :-1], CELL_SIZE)[:, 0]
-        height, width = log_heatmap.shape[1:]
-        steps = torch.arange(window, device=logits.device) - window // 2
-        dy, dx = (grid.flatten() for grid in torch.meshgrid(steps, steps, indexing="ij"))
-        x, y = _labelled_pixels(labels)
-        x, y = x.flatten(1)[..., None] + dx, y.flatten(1)[..., None] + dy
-        inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-        flat = (y.clamp(0, height - 1) * width + x.clamp(0, width - 1)).flatten(1)
-        near = log_heatmap.flatten(1).gather(1, flat).view(inside.shape)
-        mass = near.masked_fill(~inside, -math.inf).softmax(-1)
-        refined = torch.stack(((mass * dx).sum(-1), (mass * dy).sum(-1)), dim=1)
-        losses = F.huber_loss(refined, offsets.flatten(2).to(refined), reduction="none").sum(1)
+        label = _labelled_pixels(labels)
+        with torch.no_grad():
+            near, dx, dy = _window(log_heatmap, label, 2 * reach + 1)
+            highest = near.argmax(-1)
+            peak = label + torch.stack((dx[highest], dy[highest]), dim=1)
+        near, dx, dy = _window(log_heatmap, peak, window)
+        mass = near.softmax(-1)
+        refined = peak + torch.stack(((mass * dx).sum(-1), (mass * dy).sum(-1)), dim=1)
+        true = label + offsets.flatten(2).to(mass)
+        losses = F.huber_loss(refined, true, reduction="none").sum(1)
         weights = (labels < DUSTBIN).flatten(1).to(losses.dtype)
         if valid is not None:
             weights = weights * valid.flatten(1)
         return _mean((losses * weights).sum(1), weights.sum(1), "image")
 
 
-def _labelled_pixels(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Column x and row y (B, Hc, Wc) of the labelled pixels; of the dustbin, some pixel near."""
+def _window(heatmap: Tensor, centre: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Values (B, N, side^2) around whole pixels (B, 2, N), -inf outside; steps in x and in y."""
+    height, width = heatmap.shape[1:]
+    steps = torch.arange(side, device=heatmap.device) - side // 2
+    dy, dx = (grid.flatten() for grid in torch.meshgrid(steps, steps, indexing="ij"))
+    x, y = centre[:, 0, :, None] + dx, centre[:, 1, :, None] + dy
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    flat = (y.clamp(0, height - 1) * width + x.clamp(0, width - 1)).flatten(1)
+    values = heatmap.flatten(1).gather(1, flat).view(inside.shape)
+    return values.masked_fill(~inside, -math.inf), dx, dy
+
+
+def _labelled_pixels(labels: Tensor) -> Tensor:
+    """Labelled pixels (B, 2, N) as (x, y), a cell after the other; of the dustbin, the last one."""
     rows, columns = labels.shape[1:]
     cell_y = torch.arange(rows, device=labels.device)[:, None] * CELL_SIZE
     cell_x = torch.arange(columns, device=labels.device) * CELL_SIZE
     inner = labels.clamp(max=DUSTBIN - 1)
-    return cell_x + inner % CELL_SIZE, cell_y + inner // CELL_SIZE
+    pixels = (cell_x + inner % CELL_SIZE, cell_y + inner // CELL_SIZE)
+    return torch.stack(pixels, dim=1).flatten(2)
 
 
 # ------------------------------------------------------------------------------ geometry

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import log_loss
 
-from superpoint_lib.extraction import decode_heatmap, sample_descriptors, soft_argmax
+from superpoint_lib.extraction import extract_from_maps, sample_descriptors
 from superpoint_lib.geometry import warp_points
 from superpoint_lib.geometry.cells import DUSTBIN
 from superpoint_lib.losses import (
@@ -183,10 +183,9 @@ def test_offsets_and_labels_give_the_keypoints_back():
     cells = np.stack(np.meshgrid(np.arange(5), np.arange(4)), -1).reshape(-1, 2) * 8
     keypoints = cells + rng(1).uniform(-0.5, 7.499, cells.shape)
     labels = keypoints_to_labels(keypoints, 32, 40, rng())
-    x, y = _labelled_pixels(torch.from_numpy(labels)[None])
-    pixels = torch.stack((x, y), 1)[0].numpy()
-    recovered = (pixels + label_offsets(labels, keypoints)).reshape(2, -1).T
-    np.testing.assert_allclose(recovered, keypoints, atol=1e-5)
+    pixels = _labelled_pixels(torch.from_numpy(labels)[None])[0].numpy()
+    recovered = pixels + label_offsets(labels, keypoints).reshape(2, -1)
+    np.testing.assert_allclose(recovered.T, keypoints, atol=1e-5)
 
 
 def test_position_loss_by_hand():
@@ -197,23 +196,39 @@ def test_position_loss_by_hand():
     offsets = torch.tensor([0.25, -0.1]).view(1, 2, 1, 1)
     expected = 0.25**2 / 2 + 0.1**2 / 2
     assert position_loss(logits, labels, offsets).item() == pytest.approx(expected, abs=1e-6)
-    # The centre of mass 2 px off in x: Huber's loss is linear there.
+    # The peak 3 px off in x: Huber's loss is linear there.
     logits = torch.full((1, 65, 1, 1), -100.0)
-    logits[0, 5] = 5.0
+    logits[0, 6] = 5.0
     offsets = torch.zeros(1, 2, 1, 1)
-    assert position_loss(logits, labels, offsets).item() == pytest.approx(1.5, abs=1e-6)
+    assert position_loss(logits, labels, offsets).item() == pytest.approx(2.5, abs=1e-6)
+    # Of two, the higher one within reach counts: pixel 2, not 7.
+    logits[0, [2, 7]] = torch.tensor([[[4.0]], [[8.0]]])
+    logits[0, 6] = -100.0
+    assert position_loss(logits, labels, offsets).item() == pytest.approx(0.5, abs=1e-6)
 
 
-def test_position_loss_measures_what_extraction_refines():
+def test_position_loss_measures_what_extraction_finds():
+    # One keypoint in the middle of each 24 x 24 pixels, its peak a pixel or two off the label.
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(2, 65, 3, 4, generator=generator, dtype=torch.float64)
-    labels = torch.randint(0, 64, (2, 3, 4), generator=generator)
-    offsets = torch.rand(2, 2, 3, 4, generator=generator, dtype=torch.float64) - 0.5
-    pixels = torch.stack(_labelled_pixels(labels), -1).flatten(1, 2).double()
-    refined = soft_argmax(decode_heatmap(logits), pixels)
-    error = (refined - pixels).transpose(1, 2) - offsets.flatten(2)
-    expected = F.huber_loss(error, torch.zeros_like(error), reduction="none").sum(1).mean()
-    torch.testing.assert_close(position_loss(logits, labels, offsets), expected)
+    logits = torch.randn(2, 65, 6, 9, generator=generator, dtype=torch.float64)
+    logits[:, 64] = 6
+    labels = torch.full((2, 6, 9), DUSTBIN)
+    y, x = (torch.randint(a, 8 - a, (2, 2, 3), generator=generator) for a in (0, 2))
+    labels[:, 1::3, 1::3] = 8 * y + x
+    peaks = (labels + torch.randint(-2, 3, labels.shape, generator=generator)).clamp(0, 63)
+    logits.scatter_add_(1, peaks[:, None], 9.0 * (labels < DUSTBIN)[:, None].double())
+    offsets = torch.rand(2, 2, 6, 9, generator=generator, dtype=torch.float64) - 0.5
+    found = extract_from_maps({"logits": logits}, [(48, 72)] * 2, max_keypoints=6)
+    expected = []
+    for image, features in enumerate(found):
+        true = (_labelled_pixels(labels)[image] + offsets[image].flatten(1)).T
+        true = true[(labels[image] < DUSTBIN).flatten()]
+        nearest = torch.cdist(true, features.keypoints.double()).argmin(1)
+        assert sorted(nearest.tolist()) == list(range(6))
+        error = features.keypoints[nearest].double() - true
+        expected.append(F.huber_loss(error, torch.zeros_like(error), reduction="none").sum(1))
+    loss = position_loss(logits, labels, offsets)
+    torch.testing.assert_close(loss, torch.stack(expected).mean(), atol=1e-6, rtol=0)
 
 
 def test_position_loss_counts_labelled_valid_cells_only():
