@@ -152,6 +152,7 @@ def position_loss(
     labels: Tensor,
     offsets: Tensor,
     valid: Tensor | None = None,
+    threshold: float = 0.015,
     reach: int = 3,
     window: int = 5,
 ) -> Tensor:
@@ -161,17 +162,20 @@ def position_loss(
     around that, as ``extraction.soft_argmax`` does; the loss is Huber's of its errors in x and y:
     ``e^2 / 2`` up to one pixel, ``|e| - 1/2`` beyond. Cross-entropy alone knows whole pixels only.
     A window around the label itself would ask for too little: a flat heatmap has its centre there.
+    Labels near which nothing exceeds ``threshold`` do not count: extraction would not find them,
+    and any of such pixels may be the highest.
 
     Args:
         logits: (B, 65, Hc, Wc).
         labels: int64 (B, Hc, Wc), 0..64.
         offsets: (B, 2, Hc, Wc) of `label_offsets`.
         valid: bool (B, Hc, Wc), or None for all.
+        threshold: least probability of the highest pixel, exclusive.
         reach: how far from its label the highest pixel is looked for, in pixels along x and y.
         window: side of the window in pixels, odd; pixels outside the image do not count.
 
     Returns:
-        Scalar, >= 0: mean over the labelled valid cells of an image, then over images.
+        Scalar, >= 0: mean over the labels that count in valid cells of an image, then over images.
 
     Derived in notebook 04.
     """
@@ -180,14 +184,15 @@ def position_loss(
         label = _labelled_pixels(labels)
         with torch.no_grad():
             near, dx, dy = _window(log_heatmap, label, 2 * reach + 1)
-            highest = near.argmax(-1)
+            value, highest = near.max(-1)
             peak = label + torch.stack((dx[highest], dy[highest]), dim=1)
         near, dx, dy = _window(log_heatmap, peak, window)
         mass = near.softmax(-1)
         refined = peak + torch.stack(((mass * dx).sum(-1), (mass * dy).sum(-1)), dim=1)
         true = label + offsets.flatten(2).to(mass)
         losses = F.huber_loss(refined, true, reduction="none").sum(1)
-        weights = (labels < DUSTBIN).flatten(1).to(losses.dtype)
+        counted = (labels < DUSTBIN).flatten(1) & (value > math.log(threshold))
+        weights = counted.to(losses.dtype)
         if valid is not None:
             weights = weights * valid.flatten(1)
         return _mean((losses * weights).sum(1), weights.sum(1), "image")

@@ -233,7 +233,7 @@ def test_position_loss_measures_what_extraction_finds():
 
 def test_position_loss_counts_labelled_valid_cells_only():
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(2, 65, 1, 2, generator=generator).requires_grad_()
+    logits = (4 * torch.randn(2, 65, 1, 2, generator=generator)).requires_grad_()
     labels = torch.tensor([[[7, 64]], [[64, 64]]])
     valid = torch.tensor([[[True, True]], [[True, True]]])
     loss = position_loss(logits, labels, torch.zeros(2, 2, 1, 2), valid)
@@ -243,6 +243,8 @@ def test_position_loss_counts_labelled_valid_cells_only():
     torch.testing.assert_close(loss, alone / 2)
     assert logits.grad is not None and not logits.grad[1].any() and logits.grad[0].any()
     assert position_loss(logits, labels, torch.zeros(2, 2, 1, 2), ~valid).item() == 0
+    # Near the label the highest pixel has a probability below one half.
+    assert position_loss(logits, labels, torch.zeros(2, 2, 1, 2), threshold=0.5).item() == 0
 
 
 def test_position_loss_has_right_gradients():
