@@ -23,7 +23,7 @@ class TrainConfig:
     through the network together, so that batch normalisation sees them with the same statistics;
     False sends one after the other, as the published implementations do. ``descriptor_weight`` is
     lambda of the published loss; 0 trains the detector alone. ``position_weight`` weighs the loss
-    of the refined positions (``losses.position_loss``), which no publication has; 0 leaves it out.
+    of the refined positions (``losses.position_loss``); 0 leaves it out.
     ``ema_decay`` 0 turns the moving average of the weights off, ``gradient_clip`` 0 the clipping of
     the gradient's norm. ``precision`` "auto" is bfloat16 where the processor multiplies it in
     hardware. ``workers`` None loads data in processes of its own on a GPU, in the training process
