@@ -1,0 +1,95 @@
+"""Train the bundled SuperPoint a little further in several ways, and compare them pair by pair.
+
+    python tools/ablate.py --labels runs/labels --steps 250    # writes results/ablations.json
+
+Each variant differs from ``plain`` in one setting and starts from the same weights with the same
+seed. All are measured on warped pairs of pictures that no network was trained on
+(``evaluation.mini.warped_pairs``); the intervals are paired bootstraps over pictures. Interrupted,
+the same command goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from superpoint_lib import SuperPoint
+from superpoint_lib.config import replace, to_dict
+from superpoint_lib.evaluation import hpatches
+from superpoint_lib.evaluation.mini import warped_pairs
+from superpoint_lib.paths import results_dir, runs_dir, write_json
+from superpoint_lib.training import RECIPES, TrainConfig, train
+from superpoint_lib.training.facts import commit_name, machine_name
+
+#: What each variant changes.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "positions": {"position_weight": 0.5},
+    "any angle": {"homography": "any-angle"},
+    "strong changes of gray levels": {"photometric": "strong"},
+    "all three": {"position_weight": 0.5, "homography": "any-angle", "photometric": "strong"},
+}
+SHOWN = ("repeatability", "localization_error", "homography@1", "homography@3", "correct_matches@3")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Train and compare the variants."""
+
+    labels: Path
+    """Folder of pseudo-labels of data/coco/train2017."""
+    init: str = "superpoint"
+    """Weights they all start from; also measured as they are."""
+    steps: int = 250
+    """Steps of each training, 10 pairs each."""
+    only: tuple[str, ...] = ()
+    """Some of the variants; plain is always among them."""
+    run_dir: Path = runs_dir() / "ablations"
+    """Where the trainings lie."""
+    output: Path = results_dir() / "ablations.json"
+    """Where the comparison goes."""
+
+
+def configuration(options: Options, name: str) -> TrainConfig:
+    """The training of a variant: the recipe of the bundled weights, from finished ones on."""
+    further = {"norm": "none", "init": options.init, "learning_rate": 5e-4, "ema_decay": 0.99}
+    base = replace(RECIPES["superpoint"], **further, labels=(str(options.labels),))
+    return replace(base, steps=options.steps, **VARIANTS[name])
+
+
+def main(options: Options, command: str) -> None:
+    """Train, measure, compare, write."""
+    models = {"before": SuperPoint.from_pretrained(options.init)}
+    for name in [name for name in VARIANTS if name in {"plain", *(options.only or VARIANTS)}]:
+        print(f"{name}: {VARIANTS[name]}", flush=True)
+        run_dir = options.run_dir / name.replace(" ", "-")
+        models[name] = train(configuration(options, name), run_dir).model  # type: ignore[assignment]
+    extractors = {
+        name: hpatches.superpoint_extractor(model.float().cpu()) for name, model in models.items()
+    }
+    results = hpatches.evaluate(extractors, hpatches.load_sequences(warped_pairs()), "warped")
+    rows = results.differences("plain")
+    for row in rows:
+        if row["metric"] in SHOWN and row["part"] == "all":
+            print(
+                f"{row['extractor']:32} {row['metric']:20} {row['b']:.4f}  "
+                f"{row['difference']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]"
+            )
+    facts = {
+        "command": command,
+        "commit": commit_name(),
+        "machine": machine_name(next(models["before"].parameters()).device),
+        "reference": "plain",
+        "plain": to_dict(configuration(options, "plain")),
+        "variants": {name: VARIANTS[name] for name in models if name in VARIANTS},
+    }
+    write_json(options.output, facts | {"summary": results.summary(), "differences": rows})
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options), shlex.join(["python", "tools/ablate.py", *sys.argv[1:]]))
