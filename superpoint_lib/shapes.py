@@ -335,7 +335,8 @@ def _turns(polygon: NDArray[np.complex128], corners: ArrayLike | None = None) ->
 
     Args:
         polygon: (..., K) corners.
-        corners: (n, 1) for (n, K), how many of the K belong to each polygon, those in front; all if None.
+        corners: (n, 1) for polygons (n, K): how many of the K belong to each, those in front; all
+            if None.
     """
     count = np.asarray(polygon.shape[-1] if corners is None else corners)
     place = np.arange(polygon.shape[-1])

@@ -6,6 +6,7 @@ published amplitudes as presets.
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -145,8 +146,10 @@ def _perspective_shift(n: int, config: HomographyConfig, rng: np.random.Generato
     limit = math.inf if config.allow_artifacts else (1 - config.patch_ratio) / 2
     left, right = _truncated_normal((2, n), min(config.perspective_amplitude_x, limit), rng)
     y = _truncated_normal((n,), min(config.perspective_amplitude_y, limit), rng)
-    corners = [[left, y], [left, -y], [right, y], [right, -y]]
-    return np.moveaxis(np.array(corners), -1, 0)
+    shift = np.empty((n, 4, 2))
+    shift[:, :2, 0], shift[:, 2:, 0] = left[:, None], right[:, None]
+    shift[:, ::2, 1], shift[:, 1::2, 1] = y[:, None], -y[:, None]
+    return shift
 
 
 def _inside(patches: np.ndarray) -> np.ndarray:
@@ -179,10 +182,16 @@ def _translation(
     return (low + (high - low) * rng.random(low.shape))[:, None]
 
 
-def _rotated(moved: np.ndarray, config: HomographyConfig, rng: np.random.Generator) -> np.ndarray:
-    angles = np.linspace(-config.max_angle, config.max_angle, config.n_angles)
+@cache
+def _turns(max_angle: float, n_angles: int) -> np.ndarray:
+    """Matrices (n_angles, 2, 2) that turn row vectors by angles spaced evenly."""
+    angles = np.linspace(-max_angle, max_angle, n_angles)
     cos, sin = np.cos(angles), np.sin(angles)
-    turns = np.moveaxis(np.array([[cos, sin], [-sin, cos]]), -1, 0)
+    return np.moveaxis(np.array([[cos, sin], [-sin, cos]]), -1, 0)
+
+
+def _rotated(moved: np.ndarray, config: HomographyConfig, rng: np.random.Generator) -> np.ndarray:
+    turns = _turns(config.max_angle, config.n_angles)
     centre = moved.mean(1, keepdims=True)
     candidates = centre[:, None] + (moved - centre)[:, None] @ turns[None]
     allowed = _inside(candidates) | config.allow_artifacts
