@@ -638,6 +638,29 @@ def test_worker_processes_change_nothing(tmp_path):
     assert same_weights(alone.model, helped.model)
 
 
+@pytest.mark.skipif(not hasattr(os, "nice"), reason="no priorities")
+def test_a_worker_leaves_the_cores_to_the_network(tmp_path, monkeypatch):
+    facts = tmp_path / "facts.json"
+
+    class Telling:
+        def __init__(self, dataset):
+            self.dataset = dataset
+
+        def __getitem__(self, index):
+            threads = [torch.get_num_threads(), cv2.getNumThreads()]
+            facts.write_text(json.dumps([os.getpid(), os.nice(0), *threads]))
+            return self.dataset[index]
+
+    monkeypatch.setattr(loop, "make_dataset", lambda config: Telling(make_dataset(config)))
+    torch.set_num_threads(2)
+    priority = os.nice(0)
+    run(replace(TINY, workers=1), tmp_path / "run")
+    process, niceness, *threads = json.loads(facts.read_text())
+    assert process != os.getpid() and niceness == 19 and threads == [1, 1]
+    # Here nothing has changed.
+    assert torch.get_num_threads() == 2 and os.nice(0) == priority
+
+
 def test_a_compiled_network_is_asked_for_by_the_configuration(tmp_path, monkeypatch):
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda module: compiled.append(module) or module)
