@@ -183,7 +183,7 @@ def _batches(
         num_workers=workers,
         pin_memory=on_gpu,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_start_worker if on_gpu else _start_yielding_worker,
+        worker_init_fn=_start_worker,
         generator=torch.Generator(),
     )
     for batch in loader:
@@ -192,18 +192,10 @@ def _batches(
 
 def _start_worker(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the training process decides when to stop
+    # One thread each. On a CPU the network keeps all of its own: a batch costs a worker a small
+    # part of a step, a thread less would cost the network much more.
     cv2.setNumThreads(0)
-
-
-def _start_yielding_worker(worker: int) -> None:
-    """A worker beside a network on the same cores: it takes only what the network leaves.
-
-    At equal rights every parallel loop of the network would wait for the thread that shares its
-    core with a worker; a thread less would cost more still.
-    """
-    _start_worker(worker)
-    if hasattr(os, "nice"):  # not on Windows
-        os.nice(19)
+    torch.set_num_threads(1)
 
 
 @contextmanager
