@@ -37,6 +37,7 @@ from superpoint_lib.geometry import (
     warp_images,
 )
 from superpoint_lib.geometry.cells import CELL_SIZE
+from superpoint_lib.memory import keep_freed_memory
 from superpoint_lib.model import (
     MagicPoint,
     Precision,
@@ -484,6 +485,7 @@ def export_labels(
     """
     if not config.images:
         raise ValueError("no pictures to label: give at least one folder in images")
+    keep_freed_memory()
     device = _device(rank)
     model = MagicPoint.from_pretrained(config.weights).eval()
     settings = _settings(config, model)

@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from superpoint_lib.geometry import (
     HomographyConfig,
     sample_homographies,
-    valid_mask,
-    warp_image,
     warp_points,
+    warp_with_mask,
 )
 
 Image = NDArray[np.float32]
@@ -108,7 +107,8 @@ def augment_photometric(image: Image, config: PhotometricConfig, rng: np.random.
     effects = _effects(config)
     image = np.array(image, np.float32)
     for i in rng.permutation(len(effects)):
-        image = np.clip(effects[i](image, rng), 0, 1)
+        image = effects[i](image, rng)
+        np.clip(image, 0, 1, out=image)
     return image
 
 
@@ -144,7 +144,10 @@ def change_contrast(image: Image, limits: tuple[float, float], rng: np.random.Ge
 def add_gaussian_noise(image: Image, sigma: tuple[float, float], rng: np.random.Generator) -> Image:
     """Add Gaussian noise; its deviation in gray levels of 255 is uniform in `sigma`."""
     strength = np.float32(rng.uniform(*sigma) / 255)
-    return image + strength * rng.standard_normal(image.shape, dtype=np.float32)
+    noise = rng.standard_normal(image.shape, dtype=np.float32)
+    noise *= strength
+    noise += image
+    return noise
 
 
 def add_speckle_noise(
@@ -189,13 +192,16 @@ def add_shade(
     room = np.maximum(np.array((columns, rows)) - 2 * largest, 0)
     centers = largest + rng.random((ellipses, 2)) * room
     angles = rng.uniform(0, 90, ellipses)
-    for center, axis, angle in zip(centers, axes, angles, strict=True):
-        box = (tuple(center.tolist()), tuple((2 * axis).tolist()), float(angle))
+    for box in zip(centers.tolist(), (2 * axes).tolist(), angles.tolist(), strict=True):
         cv2.ellipse(mask, box, 255, -1)
     odd = 2 * round(side / factor / 2) + 1
     soft = cv2.GaussianBlur(mask.astype(np.float32), (odd, odd), 0)
-    soft = cv2.resize(soft, (width, height), interpolation=cv2.INTER_LINEAR)
-    return image * (1 - soft * np.float32(rng.uniform(*transparency) / 255))
+    wide = cv2.resize(soft, (width, height), interpolation=cv2.INTER_LINEAR)
+    shade: Image = np.asarray(wide, np.float32)
+    shade *= np.float32(rng.uniform(*transparency) / -255)
+    shade += 1
+    shade *= image
+    return shade
 
 
 def add_motion_blur(image: Image, largest: int, rng: np.random.Generator) -> Image:
@@ -260,9 +266,9 @@ def augment_homographic(
     """
     height, width = image.shape
     H = sample_homographies(1, height, width, config, rng)[0]
-    valid = np.asarray(valid_mask(H[None], height, width, border)[0])
+    warped, valid = warp_with_mask(image, H, border)
     points = warp_points(np.asarray(keypoints, np.float64).reshape(-1, 2), H)
     # Rounding must not push a keypoint on the outermost pixels out of the frame.
     inside = ((points > -1e-3) & (points < (width - 1 + 1e-3, height - 1 + 1e-3))).all(axis=1)
     kept = np.clip(points[inside], 0, (width - 1, height - 1)).astype(np.float32)
-    return warp_image(image, H), kept, valid, H
+    return warped, kept, valid, H

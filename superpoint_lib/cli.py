@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import tyro
 from tyro.conf import Positional
 
+from superpoint_lib.memory import keep_freed_memory
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -184,6 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if name not in COMMANDS:
             raise UsageError(f"no command {name!r}: known are {', '.join(COMMANDS)}")
+        keep_freed_memory()
         return COMMANDS[name][1](rest)
     except UsageError as error:
         return _fail(f"{error} (see superpoint --help)" if name not in COMMANDS else error, 2)

@@ -66,8 +66,8 @@ def keypoints_to_labels(
 
     # Unique pixels first: two keypoints on one pixel are one candidate, and input order is moot.
     candidates = rng.permutation(np.unique(cell * DUSTBIN + pixel))
-    winners, first = np.unique(candidates // DUSTBIN, return_index=True)
-    labels[winners] = candidates[first] % DUSTBIN
+    # The first of a cell wins: numpy keeps what is written last.
+    labels[candidates[::-1] // DUSTBIN] = candidates[::-1] % DUSTBIN
     return labels.reshape(rows, columns)
 
 
@@ -115,7 +115,8 @@ def cell_validity(valid: ArrayOrTensor) -> ArrayOrTensor:
     cells: Any = valid.reshape(
         *batch, height // CELL_SIZE, CELL_SIZE, width // CELL_SIZE, CELL_SIZE
     )
-    return cells.all(-1).all(-2)
+    # Whole rows first, which lie side by side in memory.
+    return cells.all(-3).all(-1)
 
 
 # ------------------------------------------------------------------------------ detector

@@ -9,8 +9,10 @@ Convention: keypoints are (x, y), pixel centres at integers.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TypeVar
 
 import cv2
@@ -18,7 +20,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 FloatArray = NDArray[np.floating]
-Parts = Sequence[tuple[FloatArray, FloatArray]]  # polygons (M, K, 2) with gray levels (M,)
+Inked = NDArray[np.int32]  # corners of polygons (..., 2) as they are drawn, see `_inked`
+Parts = Sequence[tuple[Inked, Sequence[float]]]  # polygons (M, K, 2) with M gray levels
 _Scalar = TypeVar("_Scalar", np.uint8, np.float32)
 
 PRIMITIVES: tuple[str, ...] = (
@@ -126,8 +129,8 @@ def draw_sample(
     Derived in notebook 01.
     """
     rng = np.random.default_rng((seed, index))
-    cumulative = np.cumsum(config.primitive_weights)
-    chosen = int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
+    cumulative = list(accumulate(config.primitive_weights))
+    chosen = bisect_right(cumulative, rng.random() * cumulative[-1])
     primitive = config.primitives[min(chosen, len(config.primitives) - 1)]
     image, keypoints = draw_shape(primitive, config, rng)
     return image, keypoints, primitive
@@ -228,8 +231,9 @@ class _Canvas:
 
     def add(self, outline: FloatArray, parts: Parts, keypoints: FloatArray) -> None:
         """Draw a shape over what is there; labels of earlier shapes under its outline go."""
-        hidden = _covered(self.keypoints, outline, margin=_COVER_MARGIN * self.unit)
-        self.keypoints = self.keypoints[~hidden]
+        if len(self.keypoints):
+            hidden = _covered(self.keypoints, outline, margin=_COVER_MARGIN * self.unit)
+            self.keypoints = self.keypoints[~hidden]
         self._draw(parts, keypoints)
 
     def add_separate(self, outline: FloatArray, parts: Parts, keypoints: FloatArray) -> bool:
@@ -250,12 +254,12 @@ class _Canvas:
         if region.size == 0:
             return False
         inside = np.zeros(region.shape, np.uint8)
-        cv2.fillPoly(inside, [corners - np.array((x, y), np.int32)], 255)
+        cv2.fillPoly(inside, [corners], 255, offset=(-x, -y))
         return not cv2.hasNonZero(cv2.bitwise_and(inside, region))
 
     def _draw(self, parts: Parts, keypoints: FloatArray) -> None:
         for polygons, levels in parts:
-            fill_polygons(self.image, polygons, levels)
+            _fill(self.image, polygons, levels)
         self.keypoints = np.concatenate((self.keypoints, keypoints))
 
     def draw_edges(self, edges: Iterable[FloatArray]) -> None:
@@ -290,8 +294,25 @@ def fill_polygons(image: NDArray[np.uint8], polygons: FloatArray, levels: FloatA
         polygons: (M, K, 2) corners in order; each polygon convex.
         levels: (M,) gray levels, 0..255.
     """
-    corners = _fixed_point(_inset(polygons, _SPREAD))
-    for polygon, level in zip(corners, levels.tolist(), strict=True):
+    _fill(image, _inked(polygons), levels.tolist())
+
+
+def _inked(polygons: FloatArray) -> Inked:
+    """What to tell OpenCV so that polygons (M, K, 2) come out with their edges in place."""
+    return _fixed_point(_inset(polygons, _SPREAD))
+
+
+def _inked_each(polygons: Sequence[FloatArray]) -> list[Inked]:
+    """`_inked` polygons (1, K, 2) of polygons (K, 2) that may differ in K."""
+    inked: dict[int, Inked] = {}
+    for number in {len(polygon) for polygon in polygons}:
+        places = [i for i, polygon in enumerate(polygons) if len(polygon) == number]
+        inked |= zip(places, _inked(np.stack([polygons[i] for i in places])), strict=True)
+    return [inked[i][None] for i in range(len(polygons))]
+
+
+def _fill(image: NDArray[np.uint8], polygons: Inked, levels: Sequence[float]) -> None:
+    for polygon, level in zip(polygons, levels, strict=True):
         # fillPoly would also take others, but places edges half a pixel off now and then.
         cv2.fillConvexPoly(image, polygon, level, cv2.LINE_AA, _SHIFT)
 
@@ -302,11 +323,11 @@ def _fixed_point(points: FloatArray) -> NDArray[np.int32]:
 
 def _as_complex(points: FloatArray) -> NDArray[np.complex128]:
     """(..., 2) points as numbers x + iy, for which turning is multiplying."""
-    return points[..., 0] + 1j * points[..., 1]
+    return np.ascontiguousarray(points, np.float64).view(np.complex128)[..., 0]
 
 
 def _as_points(numbers: NDArray[np.complex128]) -> NDArray[np.float64]:
-    return np.stack((numbers.real, numbers.imag), axis=-1)
+    return np.ascontiguousarray(numbers)[..., None].view(np.float64)
 
 
 def _turns(polygon: NDArray[np.complex128], corners: ArrayLike | None = None) -> FloatArray:
@@ -314,14 +335,16 @@ def _turns(polygon: NDArray[np.complex128], corners: ArrayLike | None = None) ->
 
     Args:
         polygon: (..., K) corners.
-        corners: (..., 1) how many of the K belong to each polygon, those in front; all if None.
+        corners: (n, 1) for polygons (n, K): how many of the K belong to each, those in front; all
+            if None.
     """
     count = np.asarray(polygon.shape[-1] if corners is None else corners)
     place = np.arange(polygon.shape[-1])
-    shape = polygon.shape
-    following = np.take_along_axis(polygon, np.broadcast_to((place + 1) % count, shape), -1)
-    previous = np.take_along_axis(polygon, np.broadcast_to((place - 1) % count, shape), -1)
-    return np.angle((following - polygon) * np.conj(polygon - previous))
+    flat = polygon.reshape(-1, polygon.shape[-1])
+    row = np.arange(len(flat))[:, None]
+    leaving = flat[row, (place + 1) % count] - flat
+    arriving = flat - flat[row, (place - 1) % count]
+    return np.angle(leaving * np.conj(arriving)).reshape(polygon.shape)
 
 
 def _inset(polygons: FloatArray, distance: float) -> FloatArray:
@@ -379,8 +402,8 @@ def _draw_lines(canvas: _Canvas) -> None:
     long_enough = np.linalg.norm(segments[:, 1] - segments[:, 0], axis=1) > 0.08 * unit
     segments = segments[long_enough]
     outlines = _strips(segments, rng.uniform(0.01, 0.02, len(segments)) * unit)
-    for ends, outline in zip(segments, outlines, strict=True):
-        parts = [(outline[None], np.array([canvas.color()]))]
+    for ends, outline, inked in zip(segments, outlines, _inked(outlines), strict=True):
+        parts = [(inked[None], (canvas.color(),))]
         count -= canvas.add_separate(outline, parts, ends)
         if count == 0:
             break
@@ -403,7 +426,7 @@ def _random_polygons(
     center = canvas.random_points((count,), radius)
     reach = radius * np.maximum(rng.random((count, 7)), 0.4)
     z = _as_complex(center)[:, None] + reach * np.exp(1j * angle)
-    gap = np.abs(np.take_along_axis(z, (place + 1) % corners, axis=1) - z)
+    gap = np.abs(z[np.arange(count)[:, None], (place + 1) % corners] - z)
     z, corners = _select_corners(z, corners, gap > 0.05 * canvas.unit)
     z, corners = _select_corners(z, corners, np.abs(_turns(z, corners)) > np.pi / 3)
     turns = _turns(z, corners)
@@ -418,7 +441,8 @@ def _select_corners(
     """Move the corners (n, K) to keep to the front; the new (n, 1) counts, at least 1."""
     keep = keep & (np.arange(z.shape[1]) < corners)
     order = np.argsort(~keep, axis=1, kind="stable")
-    return np.take_along_axis(z, order, axis=1), np.maximum(keep.sum(axis=1, keepdims=True), 1)
+    front = z[np.arange(len(z))[:, None], order]
+    return front, np.maximum(keep.sum(axis=1, keepdims=True), 1)
 
 
 def _draw_polygon(canvas: _Canvas) -> None:
@@ -426,7 +450,7 @@ def _draw_polygon(canvas: _Canvas) -> None:
     found: list[FloatArray] = []
     while not found:
         found = _random_polygons(4, canvas.unit / 10, canvas.unit / 2, canvas)
-    canvas.add(found[0], [(found[0][None], canvas.colors(1))], found[0])
+    canvas.add(found[0], [(_inked(found[0][None]), (canvas.color(),))], found[0])
 
 
 def _draw_multiple_polygons(canvas: _Canvas) -> None:
@@ -435,16 +459,17 @@ def _draw_multiple_polygons(canvas: _Canvas) -> None:
     overlap = rng.random() < config.overlap_probability
     strength = np.zeros_like(canvas.image)  # of the texture, in tenths of a gray level
     candidates = (8, 0.35 * unit) if overlap else (30, 0.25 * unit)
-    for polygon in _random_polygons(candidates[0], 0.1 * unit, candidates[1], canvas):
+    polygons = _random_polygons(candidates[0], 0.1 * unit, candidates[1], canvas)
+    for polygon, inked in zip(polygons, _inked_each(polygons), strict=True):
         color = canvas.color_over(polygon) if overlap else canvas.color()
         if color is None:
             continue
-        parts = [(polygon[None], np.array([color]))]
+        parts = [(inked, (color,))]
         if overlap:
             canvas.add(polygon, parts, polygon)
         elif not canvas.add_separate(polygon, parts, polygon):
             continue
-        fill_polygons(strength, polygon[None], 10 * rng.uniform(*config.texture_contrast, 1))
+        _fill(strength, inked, (10 * rng.uniform(*config.texture_contrast),))
     texture = canvas.enlarge(canvas.smooth_noise(0.05, 0.1))
     change = cv2.multiply(texture, strength, scale=0.1, dtype=cv2.CV_32F)
     canvas.image = np.asarray(cv2.add(canvas.image, change, dtype=cv2.CV_8U), np.uint8)
@@ -456,8 +481,9 @@ def _draw_ellipses(canvas: _Canvas) -> None:
     count = int(rng.integers(1, 21))
     axes = np.maximum(rng.random((count, 2)) / 4, 0.03) * canvas.unit
     centers = canvas.random_points((count,), axes.max(axis=1, keepdims=True))
-    for outline in _ellipses(centers, axes, rng.uniform(0, np.pi, count)):
-        canvas.add_separate(outline, [(outline[None], canvas.colors(1))], outline[:0])
+    outlines = _ellipses(centers, axes, rng.uniform(0, np.pi, count))
+    for outline, inked in zip(outlines, _inked(outlines), strict=True):
+        canvas.add_separate(outline, [(inked[None], (canvas.color(),))], outline[:0])
 
 
 def _draw_star(canvas: _Canvas) -> None:
@@ -476,8 +502,8 @@ def _draw_star(canvas: _Canvas) -> None:
     color = canvas.color()
     hub = _ellipses(center[None], np.full((1, 2), thickness / 2), np.zeros(1))
     parts = [
-        (_strips(segments, thickness), np.full(branches, color)),
-        (hub, np.array([color])),
+        (_inked(_strips(segments, thickness)), branches * (color,)),
+        (_inked(hub), (color,)),
     ]
     canvas.add(ends, parts, np.concatenate((center[None], ends)))
 
@@ -520,7 +546,8 @@ def _perspective_grid(
     board = np.array((x[-1], y[-1]))
     square = np.array(((0, 0), (1, 0), (1, 1), (0, 1))) * board
     place = square + (canvas.size - board) * canvas.rng.uniform(0.25, 0.75, 2)
-    grid = np.stack(np.meshgrid(x, y), axis=-1)
+    grid = np.empty((len(y), len(x), 2))
+    grid[..., 0], grid[..., 1] = x, y[:, None]
     while True:
         corners = place + canvas.rng.uniform(-jitter, jitter, (4, 2))
         turns = _turns(_as_complex(corners))
@@ -548,12 +575,10 @@ def _draw_board(grid: FloatArray, levels: FloatArray, canvas: _Canvas) -> None:
     outline = np.stack((grid[0, 0], grid[0, -1], grid[-1, -1], grid[-1, 0]))
     cells = np.stack((grid[:-1, :-1], grid[:-1, 1:], grid[1:, 1:], grid[1:, :-1]), axis=2)
     parity = _parity(levels.shape)
-    parts = [
-        (_inset(outline[None], 1.0), np.array([levels.mean()])),
-        (cells[parity == 0], levels[parity == 0]),
-        (cells[parity == 1], levels[parity == 1]),
-    ]
-    canvas.add(outline, parts, grid.reshape(-1, 2))
+    order = np.argsort(parity, axis=None, kind="stable")
+    polygons = np.concatenate((_inset(outline[None], 1.0), cells.reshape(-1, 4, 2)[order]))
+    grays = [levels.mean(), *levels.flat[order].tolist()]
+    canvas.add(outline, [(_inked(polygons), grays)], grid.reshape(-1, 2))
     if canvas.rng.random() < canvas.config.edge_line_probability:
         canvas.draw_edges(line[[0, -1]] for line in (*grid, *np.swapaxes(grid, 0, 1)))
 
@@ -577,8 +602,8 @@ def _draw_cube(canvas: _Canvas) -> None:
     levels.append(canvas.color(*levels))
     levels.append(canvas.color(*levels))
     parts = [
-        (_inset(hull[None], 1.0), np.array([np.mean(levels)])),
-        (flat[faces], np.array(levels)),
+        (_inked(_inset(hull[None], 1.0)), (sum(levels) / 3,)),
+        (_inked(flat[faces]), levels),
     ]
     canvas.add(hull, parts, flat[seen])
     if rng.random() < canvas.config.edge_line_probability:

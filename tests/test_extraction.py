@@ -11,6 +11,7 @@ from kornia.geometry.subpix import spatial_soft_argmax2d
 from torch import nn
 from torch.nn import functional as F
 
+from superpoint_lib import extraction
 from superpoint_lib.extraction import (
     FeatureArrays,
     Features,
@@ -520,6 +521,13 @@ def test_ratio_equals_kornia_in_both_directions(ratio):
     back, _ = match(described(d1), described(d0), ratio=ratio)
     assert sorted(back.flip(1).tolist()) == matches.tolist()
     assert 0 < len(matches) < len(match(described(d0), described(d1))[0])
+
+
+@pytest.mark.parametrize("shape", [(64, 65), (65, 64), (130, 7), (1, 200), (300, 333)])
+def test_the_nearest_of_equals_is_the_first(shape):
+    table = torch.randint(0, 3, shape, generator=torch.Generator().manual_seed(0)) / 2
+    for dim in (0, 1):
+        assert torch.equal(extraction._nearest(table, dim), table.argmax(dim))
 
 
 def test_match_by_hand():

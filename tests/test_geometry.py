@@ -24,6 +24,7 @@ from superpoint_lib.geometry import (
     warp_image,
     warp_images,
     warp_points,
+    warp_with_mask,
 )
 
 HEIGHT, WIDTH = 60, 80
@@ -627,6 +628,29 @@ def test_valid_mask_border_is_an_erosion_by_a_disc(rng, border):
 def disc(radius):
     y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1]
     return (x**2 + y**2 <= radius**2).astype(np.uint8)
+
+
+def test_a_picture_and_its_mask_come_together(photograph, homographies):
+    picture = photograph[:HEIGHT, :WIDTH]
+    beyond = np.array([[1.0, 0, 0], [0, 1, 0], [0.02, 0, 1]])  # shows both sides of the horizon
+    behind = invert_homographies(np.array([[1.0, 0, 0], [0, 1, 0], [0.05, 0, -1]]))
+    for H in (*homographies, np.eye(3), beyond, behind, 3.0 * invert_homographies(beyond)):
+        warped, valid = warp_with_mask(picture, H, border=2)
+        assert np.array_equal(warped, warp_image(picture, H)) and warped.dtype == picture.dtype
+        assert np.array_equal(valid, valid_mask(H[None], HEIGHT, WIDTH, border=2)[0])
+    with pytest.raises(ValueError, match=r"\(4, 8, 8\)"):
+        warp_with_mask(np.zeros((4, 8, 8), np.float32), np.eye(3))
+    with pytest.raises(ValueError, match="singular"):
+        warp_with_mask(picture, np.ones((3, 3)))
+
+
+def test_a_homography_changes_no_mask_for_the_others():
+    # One that shows the far side of its horizon makes all be looked at from behind as well.
+    near = np.stack((translation(3, 4), zoom_about_centre(2, HEIGHT, WIDTH)))
+    far = invert_homographies(np.array([[1.0, 0, 0], [0, 1, 0], [0.05, 0, -1]]))
+    together = valid_mask(np.concatenate((near, far[None])), HEIGHT, WIDTH, border=1)
+    assert np.array_equal(together[:2], valid_mask(near, HEIGHT, WIDTH, border=1))
+    assert np.array_equal(together[2:], valid_mask(far[None], HEIGHT, WIDTH, border=1))
 
 
 def test_valid_mask_kinds_and_errors():

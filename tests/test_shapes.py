@@ -129,8 +129,8 @@ def test_a_later_shape_hides_the_labels_it_covers():
     canvas = shapes._Canvas(DEFAULT, np.random.default_rng(0))
     first = np.array([[50.0, 50], [150, 50], [150, 150], [50, 150]])
     second = np.array([[100.0, 100], [200, 100], [200, 200], [100, 200]])
-    canvas.add(first, [(first[None], canvas.colors(1))], first)
-    canvas.add(second, [(second[None], canvas.colors(1))], second)
+    canvas.add(first, [(shapes._inked(first[None]), canvas.colors(1))], first)
+    canvas.add(second, [(shapes._inked(second[None]), canvas.colors(1))], second)
     kept = {tuple(point) for point in canvas.keypoints.tolist()}
     assert kept == {(50, 50), (150, 50), (50, 150), *map(tuple, second.tolist())}
     # The corner of the second that lies inside the first is in front of it, and stays.

@@ -661,6 +661,31 @@ def test_worker_processes_change_nothing(tmp_path):
     assert same_weights(alone.model, helped.model)
 
 
+def test_a_worker_has_one_thread_and_the_network_keeps_its_own(tmp_path, monkeypatch):
+    facts = tmp_path / "facts.json"
+
+    class Telling:
+        def __init__(self, dataset):
+            self.dataset = dataset
+
+        def __getitem__(self, index):
+            threads = [torch.get_num_threads(), cv2.getNumThreads()]
+            facts.write_text(json.dumps([os.getpid(), *threads]))
+            return self.dataset[index]
+
+    monkeypatch.setattr(loop, "make_dataset", lambda config: Telling(make_dataset(config)))
+    torch.set_num_threads(2)
+    in_steps = []
+    losses = loop.batch_losses
+    monkeypatch.setattr(
+        loop, "batch_losses", lambda *a: in_steps.append(torch.get_num_threads()) or losses(*a)
+    )
+    run(replace(TINY, workers=1), tmp_path / "run")
+    process, *threads = json.loads(facts.read_text())
+    assert process != os.getpid() and threads == [1, 1]
+    assert set(in_steps) == {2} and torch.get_num_threads() == 2
+
+
 def test_a_compiled_network_is_asked_for_by_the_configuration(tmp_path, monkeypatch):
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda module: compiled.append(module) or module)

@@ -29,6 +29,7 @@ from superpoint_lib.geometry.pictures import (
     valid_mask,
     warp_image,
     warp_images,
+    warp_with_mask,
 )
 from superpoint_lib.geometry.sampling import (
     HOMOGRAPHY_PRESETS,
@@ -56,4 +57,5 @@ __all__ = [
     "warp_image",
     "warp_images",
     "warp_points",
+    "warp_with_mask",
 ]

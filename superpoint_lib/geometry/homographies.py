@@ -54,12 +54,15 @@ def _warp_tensor_points(points: torch.Tensor, H: torch.Tensor) -> torch.Tensor:
 def _warp_numpy_points(points: np.ndarray, H: np.ndarray) -> np.ndarray:
     kind = points.dtype if points.dtype.kind == "f" else np.result_type(H.dtype, np.float32)
     work = np.result_type(points.dtype, H.dtype, np.float32)
-    x, y = np.moveaxis(points.astype(work), -1, 0)
-    row_x, row_y, row_w = np.moveaxis(H.astype(work)[..., None, :, :], -2, 0)
-    u, v, w = (row[..., 0] * x + row[..., 1] * y + row[..., 2] for row in (row_x, row_y, row_w))
-    at_infinity = (w == 0)[..., None]
-    warped = np.stack([u, v], -1) / np.where(w == 0, 1, w)[..., None]
-    return np.where(at_infinity, np.inf, warped).astype(kind)
+    points, H = points.astype(work), H.astype(work)[..., None]
+    x, y = points[..., 0], points[..., 1]
+    u, v, w = (H[..., r, 0, :] * x + H[..., r, 1, :] * y + H[..., r, 2, :] for r in range(3))
+    at_infinity = w == 0
+    w = np.where(at_infinity, 1, w)
+    warped = np.empty((*w.shape, 2), kind)
+    warped[..., 0], warped[..., 1] = u / w, v / w
+    warped[at_infinity] = np.inf
+    return warped
 
 
 def invert_homographies(H: Array) -> Array:
@@ -84,13 +87,16 @@ def invert_homographies(H: Array) -> Array:
     return _invert(H.astype(np.float64)).astype(H.dtype if H.dtype.kind == "f" else np.float64)
 
 
+_IDENTITY = np.eye(3)
+
+
 def _invert(H: np.ndarray) -> np.ndarray:
     if H.ndim < 2 or H.shape[-2:] != (3, 3):
         raise ValueError(f"homographies must have shape (..., 3, 3), got {H.shape}")
     if H.size == 0:
         return H.copy()
-    _refuse(~np.isfinite(H).all((-2, -1)), H, "has an entry that is not finite")
     scale = np.abs(H).max((-2, -1), keepdims=True)
+    _refuse(~np.isfinite(scale[..., 0, 0]), H, "has an entry that is not finite")
     _refuse(scale[..., 0, 0] == 0, H, "is zero")
     H = H / scale
     try:
@@ -99,7 +105,7 @@ def _invert(H: np.ndarray) -> np.ndarray:
         _refuse(np.linalg.det(H) == 0, H, "is singular")
         raise
     # Rounding hides most singular matrices from the elimination; the product does not lie.
-    residual = np.abs(H @ inverse - np.eye(3)).max((-2, -1))
+    residual = np.abs(H @ inverse - _IDENTITY).max((-2, -1))
     _refuse(~(residual < 1e-6), H, "is singular")
     return _with_unit_corner(inverse)
 
@@ -111,7 +117,7 @@ def _with_unit_corner(H: np.ndarray) -> np.ndarray:
 
 
 def _refuse(bad: np.ndarray, H: np.ndarray, why: str) -> None:
-    if np.any(bad):
+    if bad.any():
         index = tuple(int(i) for i in np.argwhere(np.atleast_1d(bad))[0])
         where = f" {list(index)}" if np.ndim(bad) else ""
         raise ValueError(
@@ -204,13 +210,14 @@ def homographies_from_corners(corners0: np.ndarray, corners1: np.ndarray) -> np.
         numpy.linalg.LinAlgError: degenerate corners.
     """
     x, y = corners0[..., 0], corners0[..., 1]
-    one, zero = np.ones_like(x), np.zeros_like(x)
     u, v = corners1[..., 0], corners1[..., 1]
-    rows_u = np.stack([x, y, one, zero, zero, zero, -x * u, -y * u], -1)
-    rows_v = np.stack([zero, zero, zero, x, y, one, -x * v, -y * v], -1)
-    system = np.concatenate([rows_u, rows_v], axis=-2)
-    entries = np.linalg.solve(system, np.concatenate([u, v], axis=-1)[..., None])[..., 0]
-    return np.concatenate([entries, np.ones_like(entries[..., :1])], -1).reshape(-1, 3, 3)
+    system = np.zeros((len(x), 8, 8))
+    for rows, start, places in ((slice(4), 0, u), (slice(4, 8), 3, v)):
+        system[:, rows, start], system[:, rows, start + 1], system[:, rows, start + 2] = x, y, 1
+        system[:, rows, 6], system[:, rows, 7] = -x * places, -y * places
+    entries = np.ones((len(x), 9))
+    entries[:, :8] = np.linalg.solve(system, np.concatenate([u, v], axis=-1)[..., None])[..., 0]
+    return entries.reshape(-1, 3, 3)
 
 
 def mean_corner_error(

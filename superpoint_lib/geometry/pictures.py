@@ -1,7 +1,7 @@
 """Pictures: resized, cropped and warped, and which of their pixels a warp leaves valid."""
 
 from collections.abc import Iterable
-from typing import Literal, cast
+from typing import Literal, TypeVar, cast
 
 import cv2
 import numpy as np
@@ -19,6 +19,7 @@ from superpoint_lib.geometry.homographies import (
 Padding = Literal["zeros", "border"]
 Mode = Literal["bilinear", "nearest"]
 Backend = Literal["auto", "opencv", "torch"]
+_Pixel = TypeVar("_Pixel", np.float32, np.float64, np.uint8)
 
 _CV_MODES = {"bilinear": cv2.INTER_LINEAR, "nearest": cv2.INTER_NEAREST}
 _CV_BORDERS = {"zeros": cv2.BORDER_CONSTANT, "border": cv2.BORDER_REPLICATE}
@@ -292,12 +293,8 @@ def valid_mask(
             f"valid_mask needs H (n, 3, 3) and border >= 0, got {tuple(H.shape)} and {border}"
         )
     matrices = H.detach().cpu().numpy() if isinstance(H, torch.Tensor) else H
-    lines = _edge_lines(matrices, height, width)
-    # Seen from behind (past the horizon), the source lies on the negative side of its four lines.
-    sides = [_row_bounds(side, border, height) for side in (lines, -lines)]
-    # Float32, for devices without float64; what it cannot hold is far outside anyway.
-    bounds = np.clip(sides, -1e30, 1e30).astype(np.float32)[..., None]
-    x = np.arange(width, dtype=np.float32)
+    inverse = invert_homographies(matrices.astype(np.float64))
+    bounds, x = _mask_bounds(inverse, height, width, border), np.arange(width, dtype=np.float32)
     if isinstance(H, torch.Tensor) or device is not None:
         place = H.device if isinstance(H, torch.Tensor) and device is None else device
         on_device = (torch.from_numpy(array).to(place) for array in (bounds, x))
@@ -305,10 +302,63 @@ def valid_mask(
     return cast(Array, _between(bounds, x))
 
 
+def warp_with_mask(
+    image: NDArray[_Pixel], H: np.ndarray, border: float = 0
+) -> tuple[NDArray[_Pixel], NDArray[np.bool_]]:
+    """Do ``warp_image`` and ``valid_mask`` of one picture, with one inversion for both.
+
+    Args:
+        image: (H, W), float32, float64 or uint8.
+        H: (3, 3), from picture pixels to warped pixels.
+        border: as in ``valid_mask``.
+
+    Returns:
+        The warped picture (H, W), zero where the source has nothing, and bool (H, W).
+
+    Raises:
+        ValueError: wrong shapes, a negative border, or a singular homography.
+    """
+    if image.ndim != 2 or np.shape(H) != (3, 3) or border < 0:
+        raise ValueError(
+            "warp_with_mask needs an image (H, W), H (3, 3) and border >= 0, got "
+            f"{image.shape}, {np.shape(H)} and {border}"
+        )
+    height, width = image.shape
+    inverse = invert_homographies(np.asarray(H, np.float64))
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    warped = cv2.warpPerspective(np.ascontiguousarray(image), inverse, (width, height), flags=flags)
+    bounds = _mask_bounds(inverse[None], height, width, border)
+    valid = _between(bounds, np.arange(width, dtype=np.float32))[0]
+    return np.asarray(warped, image.dtype), np.asarray(valid)
+
+
 def _between(bounds: Array, x: Array) -> Array:
-    """Pixels (n, height, width) within the bounds (2 sides, 2, n, height, 1) of either side."""
-    (first, last), (first_behind, last_behind) = bounds
-    return ((x >= first) & (x <= last)) | ((x >= first_behind) & (x <= last_behind))
+    """Pixels (n, height, width) within the bounds (sides, 2, n, height, 1) of any side."""
+    first, *behind = ((x >= low) & (x <= high) for low, high in bounds)
+    return first | behind[0] if behind else first
+
+
+def _mask_bounds(
+    inverse: np.ndarray, height: int, width: int, border: float
+) -> NDArray[np.float32]:
+    """Least and greatest valid x in each row, (sides, 2, n, height, 1).
+
+    Args:
+        inverse: float64 (n, 3, 3), from warped pixels to source pixels.
+        height, width: of the pictures.
+        border: as in ``valid_mask``.
+
+    Seen from behind (past the horizon), the source lies on the negative side of its four lines:
+    a second side, left out when the horizon crosses none of the warped pictures.
+    """
+    lines = _edge_lines(inverse, height, width)
+    w = inverse[:, 2]
+    nearest = w[:, 2] + np.minimum(w[:, 0] * (width - 1), 0) + np.minimum(w[:, 1] * (height - 1), 0)
+    sides = [_row_bounds(lines, border, height)]
+    if not (nearest > 0).all():
+        sides.append(_row_bounds(-lines, border, height))
+    # Float32, for devices without float64; what it cannot hold is far outside anyway.
+    return np.clip(sides, -1e30, 1e30).astype(np.float32)[..., None]
 
 
 def _row_bounds(
@@ -318,7 +368,7 @@ def _row_bounds(
 
     Each line bounds x from one side, so only two numbers a row are compared with all pixels.
     """
-    a, b, c = np.moveaxis(lines[..., None], 2, 0)
+    a, b, c = lines[..., 0:1], lines[..., 1:2], lines[..., 2:3]
     least = border - (b * np.arange(height) + c)  # of a x
     with np.errstate(divide="ignore", invalid="ignore"):
         bound = least / a
@@ -327,18 +377,14 @@ def _row_bounds(
     return first.max(1), last.min(1)
 
 
-def _edge_lines(H: np.ndarray, height: int, width: int) -> np.ndarray:
+def _edge_lines(inverse: np.ndarray, height: int, width: int) -> np.ndarray:
     """Lines (n, 4, 3) that the source's edges become, giving signed distances in pixels."""
-    to_x, to_y, to_w = np.moveaxis(invert_homographies(H.astype(np.float64)), -2, 0)
-    lines = np.stack(
-        [
-            to_x + 0.5 * to_w,
-            (width - 0.5) * to_w - to_x,
-            to_y + 0.5 * to_w,
-            (height - 0.5) * to_w - to_y,
-        ],
-        axis=1,
-    )
-    slope = np.linalg.norm(lines[..., :2], axis=-1, keepdims=True)
+    to_x, to_y, to_w = inverse[:, 0], inverse[:, 1], inverse[:, 2]
+    lines = np.empty((len(inverse), 4, 3))
+    lines[:, 0] = to_x + 0.5 * to_w
+    lines[:, 1] = (width - 0.5) * to_w - to_x
+    lines[:, 2] = to_y + 0.5 * to_w
+    lines[:, 3] = (height - 0.5) * to_w - to_y
+    slope = np.sqrt((lines[..., :2] ** 2).sum(-1, keepdims=True))
     # An edge seen at infinity has no slope: every pixel is then far on the side its sign says.
     return lines / np.maximum(slope, np.finfo(np.float32).tiny)

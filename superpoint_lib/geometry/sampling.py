@@ -6,6 +6,7 @@ published amplitudes as presets.
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -157,8 +158,10 @@ def _perspective_shift(n: int, config: HomographyConfig, rng: np.random.Generato
     limit = math.inf if config.allow_artifacts else (1 - config.patch_ratio) / 2
     left, right = _truncated_normal((2, n), min(config.perspective_amplitude_x, limit), rng)
     y = _truncated_normal((n,), min(config.perspective_amplitude_y, limit), rng)
-    corners = [[left, y], [left, -y], [right, y], [right, -y]]
-    return np.moveaxis(np.array(corners), -1, 0)
+    shift = np.empty((n, 4, 2))
+    shift[:, :2, 0], shift[:, 2:, 0] = left[:, None], right[:, None]
+    shift[:, ::2, 1], shift[:, 1::2, 1] = y[:, None], -y[:, None]
+    return shift
 
 
 def _inside(patches: np.ndarray) -> np.ndarray:
@@ -191,15 +194,24 @@ def _translation(
     return (low + (high - low) * rng.random(low.shape))[:, None]
 
 
+def _turns(angles: np.ndarray) -> np.ndarray:
+    """Matrices (..., 2, 2) that turn row vectors by angles (...)."""
+    cos, sin = np.cos(angles), np.sin(angles)
+    return np.moveaxis(np.array([[cos, sin], [-sin, cos]]), (0, 1), (-2, -1))
+
+
+@cache
+def _even_turns(max_angle: float, n_angles: int) -> np.ndarray:
+    return _turns(np.linspace(-max_angle, max_angle, n_angles)[None])
+
+
 def _rotated(
     moved: np.ndarray, aspect: float, config: HomographyConfig, rng: np.random.Generator
 ) -> np.ndarray:
     if config.angles == "normal":
-        angles = _truncated_normal((len(moved), config.n_angles), config.max_angle, rng)
+        turns = _turns(_truncated_normal((len(moved), config.n_angles), config.max_angle, rng))
     else:
-        angles = np.linspace(-config.max_angle, config.max_angle, config.n_angles)[None]
-    cos, sin = np.cos(angles), np.sin(angles)
-    turns = np.moveaxis(np.array([[cos, sin], [-sin, cos]]), (0, 1), (-2, -1))
+        turns = _even_turns(config.max_angle, config.n_angles)
     # A turn in pixels is one in a rectangle of the picture's proportions.
     shape = np.array([aspect if config.rotate_in == "pixels" else 1.0, 1.0])
     centre = moved.mean(1, keepdims=True)

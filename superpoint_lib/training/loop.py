@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from superpoint_lib.datasets import PhotoDataset, ShapesDataset
+from superpoint_lib.memory import keep_freed_memory
 from superpoint_lib.paths import write_json
 from superpoint_lib.training.config import TrainConfig
 from superpoint_lib.training.facts import describe, run_facts
@@ -71,6 +72,7 @@ def train(
 
     Derived in notebooks 02 and 05.
     """
+    keep_freed_memory()
     run_dir = Path(run_dir)
     fabric = make_fabric(config)
     # What cannot start leaves nothing behind that a corrected call would trip over.
@@ -190,7 +192,10 @@ def _batches(
 
 def _start_worker(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the training process decides when to stop
+    # One thread each. On a CPU the network keeps all of its own: a batch costs a worker a small
+    # part of a step, a thread less would cost the network much more.
     cv2.setNumThreads(0)
+    torch.set_num_threads(1)
 
 
 @contextmanager
