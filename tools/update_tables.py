@@ -79,6 +79,48 @@ def shapes() -> str:
     return _with_source(caption, head, rows, path)
 
 
+def speed() -> str:
+    """What of the benchmark has a goal; of the exponents only those that miss it, and how many."""
+    path = RESULTS / "benchmark.json"
+    content = _read(path)
+    stages = content["stages"]
+    rows = [
+        [
+            stage.replace("_", " "),
+            row["what"],
+            _with_unit(f"{row['value']:.3g} {row['unit']}"),
+            _with_unit(row["goal"].replace(">=", "≥").replace("<=", "≤")),
+            "met" if row["met"] else "**missed**",
+        ]
+        for stage, result in stages.items()
+        if stage != "growth"
+        for row in result["rows"]
+        if row["goal"]
+    ]
+    commits = ", ".join(dict.fromkeys(f"`{one['commit'][:10]}`" for one in stages.values()))
+    caption = (
+        f"**Speed**: {content['machine']}, PyTorch {content['torch']}, commit {commits}. × stands "
+        "for times as fast, or as long, as what is named."
+    )
+    table = _with_source(caption, ["stage", "what", "measured", "goal", ""], rows, path)
+    return f"{table}\n\n{_exponents(stages['growth']['rows'])}"
+
+
+def _exponents(rows: Sequence[dict[str, Any]]) -> str:
+    goals = [row for row in rows if row["goal"]]
+    missed = [
+        f"{row['what']} {row['value']:.2f} ({row['goal'].removesuffix(' exponent')})"
+        for row in goals
+        if not row["met"]
+    ]
+    met = f"{len(goals) - len(missed)} of {len(goals)} exponents of growth are as they should be"
+    return f"{met}; missed: {', '.join(missed)}." if missed else f"{met}."
+
+
+def _with_unit(text: str) -> str:
+    return text.removesuffix(" x") + " ×" if text.endswith(" x") else text
+
+
 def weights() -> str:
     """What the weight files say of themselves."""
     rows = []
@@ -114,6 +156,7 @@ def commands() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "hpatches": hpatches,
     "shapes": shapes,
+    "speed": speed,
     "weights": weights,
     "commands": commands,
 }
