@@ -74,7 +74,7 @@ EXTRACT = (
 )
 
 
-def training(steps: int = 12) -> dict[str, float]:
+def training(steps: int = 6) -> dict[str, float]:
     """A step of the training of SuperPoint, 8 pairs of 144 x 192."""
     from superpoint_lib.training import train
 

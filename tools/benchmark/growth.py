@@ -165,7 +165,7 @@ def _keypoint_curves() -> list[Curve]:
 
 
 def _warp_curves() -> list[Curve]:
-    works = {n: lambda n=n: _adapting(n, 240, 320) for n in (5, 10, 20, 40)}
+    works = {n: lambda n=n: _adapting(n, 240, 320) for n in (4, 8, 16, 32)}
     return [Curve("adaptation", WARPS, works, 1)]
 
 
@@ -198,7 +198,7 @@ def _batch_curves() -> list[Curve]:
 
 
 def _pair_curves() -> list[Curve]:
-    """Without a network, which would hide everything else."""
+    """Without a network, which would hide everything else: ORB is quick."""
     from superpoint_lib.evaluation import hpatches
     from superpoint_lib.evaluation.classical import classical_extractor
     from superpoint_lib.evaluation.mini import mini_benchmark

@@ -77,11 +77,10 @@ def _subs(low: float, high: float) -> tuple[float, ...]:
 
 
 def _short(size: float) -> str:
-    """20k and 1.2M for pixels, whole numbers as they are."""
-    for factor, letter in ((1e6, "M"), (1e4, "k")):
-        if size >= factor:
-            return f"{size / (1000 if letter == 'k' else factor):.2g}{letter}"
-    return f"{size:g}"
+    """77k and 1.2M for pixels, other sizes as they are."""
+    if size >= 1e6:
+        return f"{size / 1e6:.1f}M"
+    return f"{size / 1e3:.0f}k" if size >= 1e4 else f"{size:g}"
 
 
 @styled

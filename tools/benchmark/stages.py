@@ -97,7 +97,7 @@ def _training_rows(name: str, config: TrainConfig, folder: Path) -> list[Row]:
         # With the default among them, which need not be trained twice.
         configs |= {f"{n} workers": replace(config, workers=n) for n in (0, 1) if n != default}
     rates: Times = {"bare": [], **{key: [] for key in configs}}
-    for turn in range(4):
+    for turn in range(3):
         rates["bare"].append(images / statistics.median(seconds(step) for _ in range(steps)))
         for key, one in configs.items():
             rates[key].append(_train_rate(one, folder / f"{key} {turn}"))
