@@ -2,6 +2,9 @@
 
 import json
 import sys
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -136,6 +139,48 @@ def test_loaders_are_watched_only_inside_the_block():
     assert 0 <= watch.share() <= 1
     marks = len(watch._marks)
     assert len(list(loader)) == marks == 5
+
+
+@pytest.fixture
+def training_rows(monkeypatch):
+    """The rows of a training of 90 images/s (99 with a loader process) whose bare steps do 100."""
+    from benchmark import stages
+
+    from superpoint_lib.training import TrainConfig
+
+    def rows(device, default_workers):
+        @contextmanager
+        def watched():
+            yield SimpleNamespace(workers=default_workers, share=lambda skip: 0.07)
+
+        def rate(config, folder):
+            return 99 if (default_workers if config.workers is None else config.workers) else 90
+
+        monkeypatch.setattr(stages, "DEVICE", torch.device(device))
+        monkeypatch.setattr(stages, "watched", watched)
+        monkeypatch.setattr(stages, "bare_step", lambda config: (lambda: None, 16))
+        monkeypatch.setattr(stages, "seconds", lambda work: 0.16)
+        monkeypatch.setattr(stages, "_train_rate", rate)
+        return {row["what"]: row for row in stages._training_rows("Net", TrainConfig(), Path())}
+
+    return rows
+
+
+@pytest.mark.parametrize(("default_workers", "share"), [(0, 0.9), (1, 0.99), (2, 0.99)])
+def test_on_a_cpu_a_loader_process_must_not_slow_training(training_rows, default_workers, share):
+    rows = training_rows("cpu", default_workers)
+    assert rows["Net: images/s, of bare steps'"]["value"] == pytest.approx(share)
+    with_one = rows["Net: with one loader process, of without"]
+    assert (with_one["value"], with_one["met"]) == (pytest.approx(1.1), True)
+    waiting = rows["Net: of the time, waiting for data"]
+    assert (waiting["value"], waiting["goal"]) == (pytest.approx(7), "")
+
+
+def test_on_a_gpu_waiting_for_data_has_a_goal(training_rows):
+    rows = training_rows("cuda", 12)
+    waiting = rows["Net: of the time, waiting for data"]
+    assert (waiting["goal"], waiting["met"]) == ("<= 5 %", False)
+    assert "Net: with one loader process, of without" not in rows
 
 
 # --- parts ----------------------------------------------------------------------------------
@@ -363,7 +408,7 @@ def test_the_table_of_speed_tells_what_was_missed(measuring, monkeypatch, tmp_pa
                 "commit": "abcdef0123456",
                 "rows": [measuring.at_least("speed", 2.5, 3), measuring.plain("rate", 7.0, "/s")],
             },
-            "growth": {
+            "growth_batch": {
                 "commit": "abcdef0123456",
                 "rows": [growth_row(measuring), growth_row(measuring, 1.0)],
             },

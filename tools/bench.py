@@ -2,7 +2,7 @@
 
     make bench                             # all stages; writes results/benchmark.json
     python tools/bench.py matching ...     # some stages, to the screen only
-    python tools/bench.py --update growth  # some stages, replaced in results/benchmark.json
+    python tools/bench.py --update start   # some stages, replaced in results/benchmark.json
 
 Each stage runs in a process of its own, so that its peak memory is its own. What is compared runs
 in turns in that process: a busy machine slows both, and a ratio is the median over the turns.

@@ -42,7 +42,9 @@ def draw_shapes() -> None:
 def draw_growth() -> None:
     """How cost grows, as the benchmark measured it."""
     content = json.loads((results_dir() / "benchmark.json").read_text(encoding="utf-8"))
-    figure = growth_figure(content["stages"]["growth"]["rows"])
+    stages = content["stages"]
+    rows = [row for name in stages if name.startswith("growth") for row in stages[name]["rows"]]
+    figure = growth_figure(rows)
     figure.savefig(figures_dir() / "benchmark_growth.png", bbox_inches="tight", pad_inches=0.05)
 
 

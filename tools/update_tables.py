@@ -93,17 +93,25 @@ def speed() -> str:
             "met" if row["met"] else "**missed**",
         ]
         for stage, result in stages.items()
-        if stage != "growth"
+        if not stage.startswith("growth")
         for row in result["rows"]
         if row["goal"]
     ]
-    commits = ", ".join(dict.fromkeys(f"`{one['commit'][:10]}`" for one in stages.values()))
+    commits = ", ".join(dict.fromkeys(_short(one["commit"]) for one in stages.values()))
     caption = (
         f"**Speed**: {content['machine']}, PyTorch {content['torch']}, commit {commits}. × stands "
         "for times as fast, or as long, as what is named."
     )
     table = _with_source(caption, ["stage", "what", "measured", "goal", ""], rows, path)
-    return f"{table}\n\n{_exponents(stages['growth']['rows'])}"
+    growth = [
+        row for stage in stages if stage.startswith("growth") for row in stages[stage]["rows"]
+    ]
+    return f"{table}\n\n{_exponents(growth)}"
+
+
+def _short(commit: str) -> str:
+    """Ten digits, and the sign of uncommitted changes."""
+    return f"`{commit[:10]}{'+' * commit.endswith('+')}`"
 
 
 def _exponents(rows: Sequence[dict[str, Any]]) -> str:

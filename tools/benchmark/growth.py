@@ -1,4 +1,9 @@
-"""How cost grows: seconds and memory against size, with the exponent of the fitted power law."""
+"""How cost grows: seconds and memory against size, with the exponent of the fitted power law.
+
+The sizes of a curve are measured in turns, and a size counts with the shortest of its turns. The
+exponent is that of the line through all sizes, in logarithms; constant costs bend it down at small
+sizes, so that the last step, between the two largest sizes, is recorded too.
+"""
 
 from __future__ import annotations
 
@@ -55,22 +60,25 @@ class Curve:
     is_goal: bool = True
 
 
-def growth() -> list[Row]:
-    """Exponents of power laws fitted to a few sizes, measured in turns.
+def growth_area() -> list[Row]:
+    """Against the area of the image."""
+    return [measured(curve) for curve in _area_curves()]
 
-    A size counts with the shortest of its turns. The exponent is that of the line through all
-    sizes, in logarithms; constant costs bend it down at small sizes, so that the last step, between
-    the two largest sizes, is recorded too.
-    """
-    curves = [
-        *_area_curves(),
-        *_keypoint_curves(),
-        *_warp_curves(),
-        *_batch_curves(),
-        *_pair_curves(),
-        *(_thread_curves() if DEVICE.type == "cpu" else []),
-    ]
+
+def growth_number() -> list[Row]:
+    """Against the number of keypoints, warps and pairs."""
+    curves = [*_keypoint_curves(), *_warp_curves(), *_pair_curves()]
     return [measured(curve) for curve in curves]
+
+
+def growth_batch() -> list[Row]:
+    """Against the batch."""
+    return [measured(curve) for curve in _batch_curves()]
+
+
+def growth_threads() -> list[Row]:
+    """Against the threads of a CPU, where there are several."""
+    return [measured(curve) for curve in _thread_curves()] if DEVICE.type == "cpu" else []
 
 
 def measured(curve: Curve, budget: float = _BUDGET) -> Row:
@@ -218,7 +226,7 @@ def _pair_curves() -> list[Curve]:
 
 def _thread_curves() -> list[Curve]:
     model = SuperPoint.from_pretrained("superpoint").to(DEVICE)
-    cores = os.cpu_count() or 1
+    cores = _cores()
     counts = sorted({min(2**power, cores) for power in range(cores.bit_length() + 1)})
     works: dict[str, Callable[[], Work]] = {
         "forward, 480 x 640": lambda: bare_forward(
@@ -241,6 +249,13 @@ def _thread_curves() -> list[Curve]:
         for name, make in works.items()
         if len(counts) > 1
     ]
+
+
+def _cores() -> int:
+    """The processors this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 # ----------------------------------------------------------------------------------- works

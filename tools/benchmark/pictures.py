@@ -23,7 +23,7 @@ def growth_figure(rows: Sequence[Row]) -> Picture:
     """Seconds and memory against size, a panel for each curve.
 
     Args:
-        rows: of the stage "growth" in results/benchmark.json.
+        rows: of the stages "growth_..." in results/benchmark.json.
 
     Returns:
         Logarithmic panels: seconds (blue, left) with the fitted exponent, a thin gray line with the

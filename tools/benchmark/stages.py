@@ -21,7 +21,7 @@ from superpoint_lib.config import replace
 from superpoint_lib.model import uses_bfloat16
 from superpoint_lib.training import TrainConfig
 
-from .growth import growth
+from .growth import growth_area, growth_batch, growth_number, growth_threads
 from .loading import watched
 from .measuring import (
     DEVICE,
@@ -355,6 +355,9 @@ STAGES: dict[str, Callable[[], list[Row]]] = {
         evaluation,
         start,
         widgets,
-        growth,
+        growth_area,
+        growth_number,
+        growth_batch,
+        growth_threads,
     )
 }
