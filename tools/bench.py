@@ -65,7 +65,9 @@ def _short(value: float) -> str:
 
 def record(results: dict[str, Any], command: str, fresh: bool) -> None:
     """Write results/benchmark.json; stages that were not measured are kept unless ``fresh``."""
-    earlier = {} if fresh else json.loads(OUTPUT.read_text(encoding="utf-8"))["stages"]
+    earlier = {}
+    if OUTPUT.is_file() and not fresh:
+        earlier = json.loads(OUTPUT.read_text(encoding="utf-8"))["stages"]
     stages = earlier | results
     facts = {
         "command": command,
