@@ -104,6 +104,11 @@ def profile_figure(runs: Mapping[str, Mapping[str, Any]]) -> Picture:
     return figure
 
 
+def _digits(value: float, count: int = 3) -> str:
+    """At least so many digits, without an exponent: 3264, 29.4, 0.32."""
+    return f"{value:.0f}" if value >= 10 ** (count - 1) else f"{value:.{count}g}"
+
+
 def _sorted_parts(runs: Mapping[str, Mapping[str, Any]], stage: str) -> list[str]:
     parts: dict[str, float] = {}
     for run in runs.values():
@@ -130,12 +135,12 @@ def _draw_parts(
         ax.barh(places, values, height=0.92 * thick, color=colors[index % len(colors)], label=label)
         for place, value in zip(places, values, strict=True):
             ax.text(
-                value, place, f" {value:.3g} ms, {100 * value / whole:.0f} %", va="center",
-                fontsize=9,
+                value, place, f" {_digits(value)} ms, {_digits(100 * value / whole, 2)} %",
+                va="center", fontsize=9,
             )  # fmt: skip
         largest = max(largest, *values)
     what = next(run["stages"][stage]["what"] for name, run in runs.items() if name in wholes)
-    times = ", ".join(f"{name} {whole:.3g} ms" for name, whole in wholes.items())
+    times = ", ".join(f"{name} {_digits(whole)} ms" for name, whole in wholes.items())
     ax.set_title(f"{what}: {times}", loc="left")
     ax.set_yticks(range(len(parts)), parts)
     ax.invert_yaxis()
