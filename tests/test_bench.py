@@ -401,15 +401,16 @@ def test_the_table_of_speed_tells_what_was_missed(measuring, monkeypatch, tmp_pa
 
     content = {
         "command": "make bench",
-        "machine": "2 threads",
         "torch": "2",
         "stages": {
             "loss_memory": {
                 "commit": "abcdef0123456",
+                "machine": "2 threads",
                 "rows": [measuring.at_least("speed", 2.5, 3), measuring.plain("rate", 7.0, "/s")],
             },
             "growth_batch": {
-                "commit": "abcdef0123456",
+                "commit": "abcdef0123456+",
+                "machine": "2 threads",
                 "rows": [growth_row(measuring), growth_row(measuring, 1.0)],
             },
         },
@@ -419,7 +420,7 @@ def test_the_table_of_speed_tells_what_was_missed(measuring, monkeypatch, tmp_pa
     text = update_tables.speed()
     assert "| loss memory | speed | 2.5 × | ≥ 3 × | **missed** |" in text
     assert "rate" not in text
-    assert "commit `abcdef0123`" in text
+    assert "2 threads, PyTorch 2, commit `abcdef0123`, `abcdef0123+`." in text
     assert text.endswith(
-        "1 of 2 exponents of growth are as they should be; missed: extract, batch 1.50 (<= 1.1)."
+        "1 of 2 exponents of growth are as they should be; missed: extract, batch 1.50 (≤ 1.1)."
     )

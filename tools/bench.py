@@ -36,7 +36,11 @@ def measure(stage: str) -> dict[str, Any]:
     if done.returncode:
         sys.exit(f"bench: {stage} failed; its error is above")
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result | {"seconds": round(time.perf_counter() - started, 1), "commit": commit_name()}
+    return result | {
+        "seconds": round(time.perf_counter() - started, 1),
+        "commit": commit_name(),
+        "machine": machine_name(DEVICE),
+    }
 
 
 def show(row: Row) -> str:
@@ -54,7 +58,7 @@ def _curve_lines(row: Row) -> list[str]:
         "MB": [1000 * value for value in row["memory_gb"]],
     }
     return [
-        f"      {unit:3}" + "".join(f"{_short(value):>12}" for value in values)
+        f"      {unit:3}" + "".join(f"{_short(value):>10}" for value in values)
         for unit, values in parts.items()
     ]
 
@@ -71,7 +75,6 @@ def record(results: dict[str, Any], command: str, fresh: bool) -> None:
     stages = earlier | results
     facts = {
         "command": command,
-        "machine": machine_name(DEVICE),
         "system": platform.platform(),
         "torch": torch.__version__,
         "stages": {name: stages[name] for name in STAGES if name in stages},

@@ -89,7 +89,7 @@ def speed() -> str:
             stage.replace("_", " "),
             row["what"],
             _with_unit(f"{row['value']:.3g} {row['unit']}"),
-            _with_unit(row["goal"].replace(">=", "≥").replace("<=", "≤")),
+            _with_unit(_goal(row)),
             "met" if row["met"] else "**missed**",
         ]
         for stage, result in stages.items()
@@ -97,9 +97,11 @@ def speed() -> str:
         for row in result["rows"]
         if row["goal"]
     ]
+    # One of each after `make bench`; several where stages were measured anew by themselves.
     commits = ", ".join(dict.fromkeys(_short(one["commit"]) for one in stages.values()))
+    machines = ", ".join(dict.fromkeys(one["machine"] for one in stages.values()))
     caption = (
-        f"**Speed**: {content['machine']}, PyTorch {content['torch']}, commit {commits}. × stands "
+        f"**Speed**: {machines}, PyTorch {content['torch']}, commit {commits}. × stands "
         "for times as fast, or as long, as what is named."
     )
     table = _with_source(caption, ["stage", "what", "measured", "goal", ""], rows, path)
@@ -117,12 +119,16 @@ def _short(commit: str) -> str:
 def _exponents(rows: Sequence[dict[str, Any]]) -> str:
     goals = [row for row in rows if row["goal"]]
     missed = [
-        f"{row['what']} {row['value']:.2f} ({row['goal'].removesuffix(' exponent')})"
+        f"{row['what']} {row['value']:.2f} ({_goal(row).removesuffix(' exponent')})"
         for row in goals
         if not row["met"]
     ]
     met = f"{len(goals) - len(missed)} of {len(goals)} exponents of growth are as they should be"
     return f"{met}; missed: {', '.join(missed)}." if missed else f"{met}."
+
+
+def _goal(row: dict[str, Any]) -> str:
+    return str(row["goal"]).replace(">=", "≥").replace("<=", "≤")
 
 
 def _with_unit(text: str) -> str:

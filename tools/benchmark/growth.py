@@ -126,7 +126,7 @@ def _area_curves() -> list[Curve]:
         Curve(
             "drawing a shape",
             AREA,
-            {areas[k]: lambda k=k: _drawing(120 * k, 160 * k) for k in (1, 2, 4)},
+            {areas[k]: lambda k=k: _drawing(120 * k, 160 * k) for k in (1, 2, 4, 8)},
             1,
         ),
         Curve(
@@ -261,7 +261,7 @@ def _cores() -> int:
 # ----------------------------------------------------------------------------------- works
 
 
-def _drawing(height: int, width: int, count: int = 20) -> Work:
+def _drawing(height: int, width: int, count: int = 10) -> Work:
     from superpoint_lib.augmentation import PHOTOMETRIC_PRESETS
     from superpoint_lib.datasets import ShapesDataset
     from superpoint_lib.geometry import HOMOGRAPHY_PRESETS
