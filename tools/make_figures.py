@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import cv2
 import numpy as np
+from benchmark.pictures import growth_figure, profile_figure
 
 from superpoint_lib import SuperPoint, extract, match
 from superpoint_lib.datasets import motorcycle_pair
-from superpoint_lib.paths import figures_dir
+from superpoint_lib.paths import figures_dir, results_dir
 from superpoint_lib.plotting import plot_matches, render_grid, render_keypoints
 from superpoint_lib.shapes import PRIMITIVES, SHAPES_PRESETS, draw_shape
 
@@ -36,6 +39,24 @@ def draw_shapes() -> None:
     cv2.imwrite(str(figures_dir() / "synthetic_shapes.png"), gallery[..., ::-1])
 
 
+def draw_growth() -> None:
+    """How cost grows, as the benchmark measured it."""
+    content = json.loads((results_dir() / "benchmark.json").read_text(encoding="utf-8"))
+    stages = content["stages"]
+    rows = [row for name in stages if name.startswith("growth") for row in stages[name]["rows"]]
+    figure = growth_figure(rows)
+    figure.savefig(figures_dir() / "benchmark_growth.png", bbox_inches="tight", pad_inches=0.05)
+
+
+def draw_profile() -> None:
+    """Where the time of the heaviest stages goes, before and after."""
+    content = json.loads((results_dir() / "profile.json").read_text(encoding="utf-8"))
+    figure = profile_figure(content["runs"])
+    figure.savefig(figures_dir() / "profile.png", bbox_inches="tight", pad_inches=0.05)
+
+
 if __name__ == "__main__":
     draw_matches()
     draw_shapes()
+    draw_growth()
+    draw_profile()

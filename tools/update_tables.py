@@ -79,6 +79,62 @@ def shapes() -> str:
     return _with_source(caption, head, rows, path)
 
 
+def speed() -> str:
+    """What of the benchmark has a goal; of the exponents only those that miss it, and how many."""
+    path = RESULTS / "benchmark.json"
+    content = _read(path)
+    stages = content["stages"]
+    rows = [
+        [
+            stage.replace("_", " "),
+            row["what"],
+            _with_unit(f"{row['value']:.3g} {row['unit']}"),
+            _with_unit(_goal(row)),
+            "met" if row["met"] else "**missed**",
+        ]
+        for stage, result in stages.items()
+        if not stage.startswith("growth")
+        for row in result["rows"]
+        if row["goal"]
+    ]
+    # One of each after `make bench`; several where stages were measured anew by themselves.
+    commits = ", ".join(dict.fromkeys(_short(one["commit"]) for one in stages.values()))
+    machines = ", ".join(dict.fromkeys(one["machine"] for one in stages.values()))
+    caption = (
+        f"**Speed**: {machines}, PyTorch {content['torch']}, commit {commits}. × stands "
+        "for times as fast, or as long, as what is named."
+    )
+    table = _with_source(caption, ["stage", "what", "measured", "goal", ""], rows, path)
+    growth = [
+        row for stage in stages if stage.startswith("growth") for row in stages[stage]["rows"]
+    ]
+    return f"{table}\n\n{_exponents(growth)}"
+
+
+def _short(commit: str) -> str:
+    """Ten digits, and the sign of uncommitted changes."""
+    return f"`{commit[:10]}{'+' * commit.endswith('+')}`"
+
+
+def _exponents(rows: Sequence[dict[str, Any]]) -> str:
+    goals = [row for row in rows if row["goal"]]
+    missed = [
+        f"{row['what']} {row['value']:.2f} ({_goal(row).removesuffix(' exponent')})"
+        for row in goals
+        if not row["met"]
+    ]
+    met = f"{len(goals) - len(missed)} of {len(goals)} exponents of growth are as they should be"
+    return f"{met}; missed: {', '.join(missed)}." if missed else f"{met}."
+
+
+def _goal(row: dict[str, Any]) -> str:
+    return str(row["goal"]).replace(">=", "≥").replace("<=", "≤")
+
+
+def _with_unit(text: str) -> str:
+    return text.removesuffix(" x") + " ×" if text.endswith(" x") else text
+
+
 def weights() -> str:
     """What the weight files say of themselves."""
     rows = []
@@ -114,6 +170,7 @@ def commands() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "hpatches": hpatches,
     "shapes": shapes,
+    "speed": speed,
     "weights": weights,
     "commands": commands,
 }

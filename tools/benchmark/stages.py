@@ -1,0 +1,363 @@
+"""One function for each stage: rows of figures, most of them ratios, with the goals they have."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch.nn import functional
+
+from superpoint_lib import MagicPoint, SuperPoint, extract, match
+from superpoint_lib.config import replace
+from superpoint_lib.model import uses_bfloat16
+from superpoint_lib.training import TrainConfig
+
+from .growth import growth_area, growth_batch, growth_number, growth_threads
+from .loading import watched
+from .measuring import (
+    DEVICE,
+    Row,
+    Times,
+    Work,
+    at_least,
+    at_most,
+    in_turns,
+    memory_taken,
+    plain,
+    ratio,
+    report,
+    seconds,
+)
+from .works import (
+    bare_forward,
+    bare_step,
+    photographs,
+    picture_batch,
+    plain_extract,
+    training_configs,
+    unit_maps,
+)
+
+
+def drawing() -> list[Row]:
+    """Synthetic shapes, on one core."""
+    from superpoint_lib.augmentation import PHOTOMETRIC_PRESETS
+    from superpoint_lib.datasets import ShapesDataset
+    from superpoint_lib.geometry import HOMOGRAPHY_PRESETS
+
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+    still = {
+        "photometric": PHOTOMETRIC_PRESETS["none"],
+        "homography": HOMOGRAPHY_PRESETS["identity"],
+    }
+    datasets = {"augmented": ShapesDataset(seed=1), "plain": ShapesDataset(seed=1, **still)}
+    count = 300
+    times = in_turns(
+        {name: lambda d=d: [d[i] for i in range(count)] for name, d in datasets.items()}, 5
+    )
+    rate = {name: count / statistics.median(values) for name, values in times.items()}
+    return [
+        at_least("samples of 120 x 160, augmented", rate["augmented"], 600, "/s"),
+        plain("samples without augmentation", rate["plain"], "/s"),
+    ]
+
+
+def training() -> list[Row]:
+    """A training with its data against bare steps of the same network on random tensors."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, config in training_configs(folder).items():
+            report(name)
+            rows += _training_rows(name, config, Path(folder) / name)
+    return rows
+
+
+def _training_rows(name: str, config: TrainConfig, folder: Path) -> list[Row]:
+    on_gpu = DEVICE.type == "cuda"
+    # On a GPU a step is short, and a row of the history waits for it: fewer rows of more steps.
+    steps, log_every = (60, 20) if on_gpu else (12, 1)
+    config = replace(config, steps=steps, log_every=log_every)
+    step, images = bare_step(config)
+    step()
+    with watched() as watch:
+        _train_rate(config, folder / "default")
+    waiting, default = 100 * watch.share(skip=steps // 3), watch.workers
+    configs = {"default": config}
+    if not on_gpu:
+        # With the default among them, which need not be trained twice.
+        configs |= {f"{n} workers": replace(config, workers=n) for n in (0, 1) if n != default}
+    rates: Times = {"bare": [], **{key: [] for key in configs}}
+    for turn in range(3):
+        rates["bare"].append(images / statistics.median(seconds(step) for _ in range(steps)))
+        for key, one in configs.items():
+            rates[key].append(_train_rate(one, folder / f"{key} {turn}"))
+    rows = [
+        at_least(f"{name}: images/s, of bare steps'", ratio(rates, "default", "bare"), 0.85),
+        plain(f"{name}: images", statistics.median(rates["default"]), "/s"),
+    ]
+    waiting_text = f"{name}: of the time, waiting for data"
+    if on_gpu:
+        return [*rows, at_most(waiting_text, waiting, 5, "%")]
+    with_one, without = (key if key in rates else "default" for key in ("1 workers", "0 workers"))
+    faster = ratio(rates, with_one, without)
+    rows.append(at_least(f"{name}: with one loader process, of without", faster, 1))
+    return [*rows, plain(waiting_text, waiting, "%")]
+
+
+def _train_rate(config: TrainConfig, folder: Path) -> float:
+    """Images a second of a training, after a third of its steps."""
+    from superpoint_lib.training import read_history, train
+
+    train(config, folder, progress=False)
+    history = read_history(folder / "history.csv")
+    return statistics.median(row["images_per_second"] for row in history[len(history) // 3 :])
+
+
+def descriptor_loss() -> list[Row]:
+    """The dense losses, forward and backward, for one picture of 240 x 320."""
+    from superpoint_lib import losses
+
+    d0, d1 = unit_maps(30, 40), unit_maps(30, 40)
+    H = torch.eye(3, device=DEVICE)[None]
+    zeng = losses.HINGE_PRESETS["zeng"]
+    works: dict[str, Work] = {
+        "product": lambda: (d0.flatten(2).mT @ d1.flatten(2)).relu().sum().backward(),
+        "hinge": lambda: losses.descriptor_hinge_loss(d0, d1, H).backward(),
+        "normalised hinge": lambda: losses.descriptor_hinge_loss(d0, d1, H, config=zeng).backward(),
+        "InfoNCE": lambda: losses.descriptor_infonce_loss(d0, d1, H).backward(),
+        "sparse": lambda: losses.descriptor_sparse_loss(d0, d1, H).backward(),
+    }
+    times = in_turns(works, 15)
+    rows = [at_most("hinge, of its bare product", ratio(times, "hinge", "product"), 3)]
+    rows += [
+        plain(f"{name}, of the same product", ratio(times, name, "product"))
+        for name in ("normalised hinge", "InfoNCE", "sparse")
+    ]
+    slow: list[float] = []
+    memory = memory_taken(
+        lambda: slow.append(
+            seconds(lambda: losses.descriptor_hinge_loss_broadcast(d0, d1, H).backward())
+        )
+    )
+    longer = slow[0] / statistics.median(times["hinge"])
+    rows.append(at_least("broadcast form, of the hinge's time", longer, 50))
+    return [*rows, plain("broadcast form, memory", memory, "GB")]
+
+
+def loss_memory() -> list[Row]:
+    """Memory of the dense hinge loss, forward and backward, at 240 x 320."""
+    from superpoint_lib.losses import descriptor_hinge_loss
+
+    def taken(batch: int) -> float:
+        d0, d1 = unit_maps(30, 40, batch), unit_maps(30, 40, batch)
+        H = torch.eye(3, device=DEVICE).expand(batch, 3, 3)
+        return memory_taken(lambda: descriptor_hinge_loss(d0, d1, H).backward())
+
+    taken(1)
+    return [
+        at_most("hinge, one picture (broadcast form: 2.94 GB)", taken(4) / 4, 2.94 / 30, "GB"),
+        at_most("hinge, batch of 32", taken(32), 2, "GB"),
+    ]
+
+
+def adaptation() -> list[Row]:
+    """Homographic adaptation of a 240 x 320 picture, 100 warps, against the bare network."""
+    from superpoint_lib.adaptation import AdaptConfig, adaptation_homographies, adapted_keypoints
+
+    model = MagicPoint.from_pretrained("magicpoint").to(DEVICE)
+    model.to(memory_format=torch.channels_last)
+    config = AdaptConfig("magicpoint", (".",), ".", warps=100)
+    homographies = adaptation_homographies(
+        100, 240, 320, config.homography, np.random.default_rng(0)
+    )
+    image = picture_batch(1, 240, 320)
+    size = 4 if DEVICE.type == "cpu" else 100
+    bf16 = uses_bfloat16(config.precision, DEVICE)
+    times = in_turns(
+        {
+            "bare": bare_forward(model, image.expand(size, -1, -1, -1), bf16, times=100 // size),
+            "adapted": lambda: adapted_keypoints(model, image, homographies, config),
+        },
+        3,
+    )
+    rate = 100 / statistics.median(times["adapted"])
+    return [
+        at_least("warped pictures/s, of bare inference", ratio(times, "bare", "adapted"), 0.8),
+        plain("warped pictures", rate, "/s"),
+    ]
+
+
+def extraction() -> list[Row]:
+    """``extract`` at 480 x 640, 1000 keypoints, against the bare forward and a plain version."""
+    model = SuperPoint.from_pretrained("superpoint").to(DEVICE)
+    standard = SuperPoint.from_pretrained("superpoint").to(DEVICE)
+    standard.to(memory_format=torch.contiguous_format)
+    precisions = {"float32": False}
+    if uses_bfloat16("auto", DEVICE):
+        precisions = {"bfloat16": True, **precisions}
+    rows = []
+    for batch, turns in ((1, 9), (8, 3)):
+        report(f"batch {batch}, {' and '.join(precisions)}")
+        images = picture_batch(batch, 480, 640)
+        works: dict[str, Work] = {"plain": lambda images=images: plain_extract(standard, images)}
+        for name, bf16 in precisions.items():
+            # What "auto" takes is measured as a user gets it.
+            chosen = "auto" if name == next(iter(precisions)) else "float32"
+            works[f"bare {name}"] = bare_forward(model, images, bf16)
+            works[name] = lambda images=images, chosen=chosen: extract(
+                model, images, precision=chosen
+            )
+        times = in_turns(works, turns)
+        for name in precisions:
+            label = f"batch {batch}, {name}"
+            share = ratio(times, f"bare {name}", name)
+            rows.append(at_least(f"{label}: of the bare forward's speed", share, 0.85))
+            faster = ratio(times, "plain", name)
+            rows.append(at_least(f"{label}: of the plain form's speed", faster, 3))
+            rate = batch / statistics.median(times[name])
+            rows.append(plain(f"{label}: pictures", rate, "/s"))
+    return rows
+
+
+def matching() -> list[Row]:
+    """Mutual nearest neighbours, against kornia and OpenCV."""
+    from types import SimpleNamespace
+
+    from kornia.feature import match_mnn
+
+    brute = cv2.BFMatcher(cv2.NORM_L2, crossCheck=True)
+    rows = []
+    for count in (1000, 4000):
+        generator = torch.Generator().manual_seed(0)
+        first = functional.normalize(torch.randn(count, 256, generator=generator), dim=1)
+        noise = 0.05 * torch.randn(count, 256, generator=generator)
+        second = functional.normalize(first + noise, dim=1)
+        ends = [SimpleNamespace(descriptors=d.to(DEVICE)) for d in (first, second)]
+        arrays = (first.numpy(), second.numpy())
+        works: dict[str, Work] = {
+            "ours": lambda ends=ends: match(*ends),
+            "kornia": lambda ends=ends: match_mnn(*(end.descriptors for end in ends)),
+            "OpenCV": lambda pair=arrays: brute.match(*pair),
+        }
+        times = in_turns(works, 15 if count == 1000 else 5)
+        for other in ("kornia", "OpenCV"):
+            faster = ratio(times, other, "ours")
+            rows.append(at_least(f"{count} x {count}: of {other}'s speed", faster, 1))
+    return rows
+
+
+def evaluation() -> list[Row]:
+    """The mini benchmark: what is neither network nor RANSAC."""
+    from superpoint_lib.evaluation import hpatches, metrics
+    from superpoint_lib.evaluation.mini import mini_benchmark
+
+    model = SuperPoint.from_pretrained("superpoint").to(DEVICE)
+    sequences = hpatches.load_sequences(mini_benchmark())
+    inside = 0.0
+
+    def timed(function: Work) -> Work:
+        def call(*arguments: Any, **options: Any) -> Any:
+            nonlocal inside
+            started = time.perf_counter()
+            result = function(*arguments, **options)
+            inside += time.perf_counter() - started
+            return result
+
+        return call
+
+    model.forward = timed(model.forward)
+    ransac = metrics.estimate_homography
+    metrics.estimate_homography = timed(ransac)
+    try:
+        whole = seconds(
+            lambda: hpatches.evaluate(
+                {"superpoint": hpatches.superpoint_extractor(model)}, sequences, progress=False
+            )
+        )
+    finally:
+        metrics.estimate_homography = ransac
+    return [
+        at_most("outside network and RANSAC", 100 * (1 - inside / whole), 25, "%"),
+        plain("whole evaluation", whole, "s"),
+    ]
+
+
+def start() -> list[Row]:
+    """From a cold process to an import, and to the first match."""
+
+    def cold(code: str) -> float:
+        return statistics.median(
+            seconds(lambda: subprocess.run([sys.executable, "-c", code], check=True))
+            for _ in range(3)
+        )
+
+    torch_alone = cold("import torch")
+    imported = cold("import torch; from superpoint_lib import SuperPoint, extract, match")
+    first = cold(
+        "from superpoint_lib import SuperPoint, extract, match\n"
+        "from superpoint_lib.datasets import motorcycle_pair\n"
+        "model = SuperPoint.from_pretrained('superpoint')\n"
+        "match(*(extract(model, image) for image in motorcycle_pair()))"
+    )
+    return [
+        at_most("import beyond torch's own", imported - torch_alone, 1, "s"),
+        plain("torch's own", torch_alone, "s"),
+        plain("cold start to the first match", first, "s"),
+    ]
+
+
+def widgets() -> list[Row]:
+    """From a control's change to the encoded picture, 480 x 640, no new forward."""
+    from superpoint_lib.widgets import explore_detections, explore_matches
+
+    model = SuperPoint.from_pretrained("superpoint").to(DEVICE)
+    left, right = photographs(480, 640)[:2, 0].numpy()
+    features = [extract(model, image) for image in (left, right)]
+    cases = {
+        "detections, threshold": (explore_detections(model, left), "threshold", (0.004, 0.02)),
+        "detections, radius": (explore_detections(model, left), "nms_radius", (3, 6)),
+        "matches, keypoints": (
+            explore_matches(*features, left, right),
+            "max_keypoints",
+            (400, 600),
+        ),
+    }
+    rows = []
+    for name, (explorer, control, values) in cases.items():
+        times = []
+        for turn in range(20):
+            slider = explorer.controls[control]
+            times.append(seconds(lambda s=slider, v=values[turn % 2]: setattr(s, "value", v)))
+        rows.append(at_most(name, 1000 * statistics.median(times), 50, "ms"))
+    return rows
+
+
+STAGES: dict[str, Callable[[], list[Row]]] = {
+    stage.__name__: stage
+    for stage in (
+        drawing,
+        training,
+        descriptor_loss,
+        loss_memory,
+        adaptation,
+        extraction,
+        matching,
+        evaluation,
+        start,
+        widgets,
+        growth_area,
+        growth_number,
+        growth_batch,
+        growth_threads,
+    )
+}
