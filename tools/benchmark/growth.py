@@ -266,6 +266,7 @@ def _drawing(height: int, width: int, count: int = 10) -> Work:
     from superpoint_lib.datasets import ShapesDataset
     from superpoint_lib.geometry import HOMOGRAPHY_PRESETS
     from superpoint_lib.shapes import ShapesConfig
+from superpoint_lib.memory import keep_freed_memory
 
     shapes = ShapesConfig(
         canvas_height=2 * height, canvas_width=2 * width, height=height, width=width
@@ -286,6 +287,7 @@ def _extracting(
 def _adapting(warps: int, height: int, width: int) -> Work:
     from superpoint_lib.adaptation import AdaptConfig, adaptation_homographies, adapted_keypoints
 
+    keep_freed_memory()  # as export_labels does
     model = MagicPoint.from_pretrained("magicpoint").to(DEVICE)
     config = AdaptConfig("magicpoint", (".",), ".")
     rng = np.random.default_rng(0)

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from superpoint_lib import MagicPoint, SuperPoint, extract, match
 from superpoint_lib.config import replace
+from superpoint_lib.memory import keep_freed_memory
 from superpoint_lib.model import uses_bfloat16
 from superpoint_lib.training import TrainConfig
 
@@ -174,6 +175,7 @@ def adaptation() -> list[Row]:
     """Homographic adaptation of a 240 x 320 picture, 100 warps, against the bare network."""
     from superpoint_lib.adaptation import AdaptConfig, adaptation_homographies, adapted_keypoints
 
+    keep_freed_memory()  # as export_labels does
     model = MagicPoint.from_pretrained("magicpoint").to(DEVICE)
     model.to(memory_format=torch.channels_last)
     config = AdaptConfig("magicpoint", (".",), ".", warps=100)
