@@ -18,6 +18,7 @@ import torch
 
 from superpoint_lib import MagicPoint, SuperPoint, extract, match
 from superpoint_lib.config import replace
+from superpoint_lib.memory import keep_freed_memory
 from superpoint_lib.model import uses_bfloat16
 from superpoint_lib.training import RECIPES
 
@@ -266,7 +267,6 @@ def _drawing(height: int, width: int, count: int = 10) -> Work:
     from superpoint_lib.datasets import ShapesDataset
     from superpoint_lib.geometry import HOMOGRAPHY_PRESETS
     from superpoint_lib.shapes import ShapesConfig
-from superpoint_lib.memory import keep_freed_memory
 
     shapes = ShapesConfig(
         canvas_height=2 * height, canvas_width=2 * width, height=height, width=width
