@@ -145,8 +145,22 @@ _PAIRS = TrainConfig(
     gradient_clip=5.0,
 )
 
-#: Ready configurations. magicpoint-synthetic, magicpoint-adapted and superpoint train the bundled
-#: weights, each starting from the one before (``init``). original-stage1 and -stage2 (to be given
+_SUPERPOINT = replace(
+    _PAIRS,
+    height=144,
+    width=192,
+    descriptor_weight=1.0,
+    descriptor_loss="infonce",
+    temperature=0.05,
+    steps=1300,
+    batch_size=10,
+    learning_rate=1.5e-3,
+    freeze_norm_after=0.85,
+)
+
+#: Ready configurations. magicpoint-synthetic, magicpoint-adapted, superpoint and superpoint-further
+#: train the bundled weights, each starting from the one before (``init``), the last on labels of a
+#: second round of adaptation and from folded weights, without normalisation. original-stage1 and -stage2 (to be given
 #: stage 1's weights) are the training steps of SuperPoint-Pytorch's README, one-stage its loss as
 #: published, both heads from scratch.
 RECIPES: dict[str, TrainConfig] = {
@@ -154,17 +168,17 @@ RECIPES: dict[str, TrainConfig] = {
     "magicpoint-adapted": replace(
         _PAIRS, height=120, width=160, steps=500, learning_rate=1e-3, freeze_norm_after=0.8
     ),
-    "superpoint": replace(
-        _PAIRS,
-        height=144,
-        width=192,
-        descriptor_weight=1.0,
-        descriptor_loss="infonce",
-        temperature=0.05,
-        steps=1300,
-        batch_size=10,
-        learning_rate=1.5e-3,
-        freeze_norm_after=0.85,
+    "superpoint": _SUPERPOINT,
+    "superpoint-further": replace(
+        _SUPERPOINT,
+        norm="none",
+        init="superpoint",
+        photometric="strong",
+        homography="any-angle",
+        position_weight=0.5,
+        steps=3200,
+        learning_rate=5e-4,
+        ema_decay=0.999,
     ),
     "original-stage1": replace(_ORIGINAL, learning_rate=0.01),
     "original-stage2": replace(
