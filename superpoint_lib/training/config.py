@@ -160,9 +160,9 @@ _SUPERPOINT = replace(
 
 #: Ready configurations. magicpoint-synthetic, magicpoint-adapted, superpoint and superpoint-further
 #: train the bundled weights, each starting from the one before (``init``), the last on labels of a
-#: second round of adaptation and from folded weights, without normalisation. original-stage1 and -stage2 (to be given
-#: stage 1's weights) are the training steps of SuperPoint-Pytorch's README, one-stage its loss as
-#: published, both heads from scratch.
+#: second round of adaptation and from folded weights, without normalisation. original-stage1 and
+#: -stage2 (to be given stage 1's weights) are the training steps of SuperPoint-Pytorch's README,
+#: one-stage its loss as published, both heads from scratch.
 RECIPES: dict[str, TrainConfig] = {
     "magicpoint-synthetic": TrainConfig(steps=1500, freeze_norm_after=0.85, gradient_clip=5.0),
     "magicpoint-adapted": replace(
