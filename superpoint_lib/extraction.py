@@ -26,7 +26,7 @@ MIN_IMAGE_SIZE = 16
 _RGB_WEIGHTS = (0.299, 0.587, 0.114)
 _FLOAT32_INTEGERS = 2**24
 # On a CPU, pictures that go through the network together: their maps should stay in its caches.
-_CHUNK_PIXELS = 480 * 640
+_CHUNK_PIXELS = 240 * 320
 
 
 @dataclass(frozen=True)
@@ -106,10 +106,10 @@ def extract(
     gives eval mode; batch normalisation left in train mode uses, and updates by, these images.
 
     Precision: by itself the network computes in bfloat16 where the device multiplies it in hardware
-    (``model.uses_bfloat16("auto", device)`` tells, and ``Features.computed_in`` afterwards), about
-    twice as fast as in float32. Keypoints then move by hundredths of a pixel and some of the
-    weakest come or go; results/precision.json says what that does to homographies. Ask for
-    ``precision="float32"`` where the same numbers are wanted on every machine.
+    (``model.uses_bfloat16("auto", device)`` tells, and ``Features.computed_in`` afterwards), which
+    is faster. Keypoints move by about a hundredth of a pixel, and one or two in a hundred come or
+    go; results/precision.json says what that does to homographies. Ask for ``precision="float32"``
+    where the same numbers are wanted on every machine.
 
     Args:
         model: a ``SuperPoint``, or a ``MagicPoint`` (no descriptors), on any device.
