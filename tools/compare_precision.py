@@ -66,6 +66,7 @@ class Options:
 
 def main(options: Options) -> None:
     """Measure, print and write."""
+    commit = commit_name()
     source, photos = _pictures(options.pictures)
     config = MiniConfig(height=TASK.height, width=TASK.width, pairs=options.pairs)
     folder = make_benchmark(runs_dir() / "precision-pairs", photos, config, progress=True)
@@ -80,7 +81,7 @@ def main(options: Options) -> None:
     ]
     content = {
         "command": shlex.join(["python", "tools/compare_precision.py", *sys.argv[1:]]),
-        "commit": commit_name(),
+        "commit": commit,
         "machine": machine_name(torch.device("cpu")),
         "pictures": f"{len(photos)} of {source}",
         "pairs": len(results["ransac", "bf16"].records),
