@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from superpoint_lib.evaluation.detection import Detector
     from superpoint_lib.evaluation.hpatches import Extractor
     from superpoint_lib.extraction import Features
-    from superpoint_lib.model import MagicPoint
+    from superpoint_lib.model import MagicPoint, Precision
     from superpoint_lib.training import TrainConfig
 
 T = TypeVar("T")
@@ -108,6 +108,9 @@ class EvaluateOptions:
     """One of the extractors: also tell what the others gain on it, pair by pair."""
     images_per_primitive: int = 200
     """Pictures drawn of each primitive, with --data shapes."""
+    precision: Literal["auto", "bf16", "float32"] = "float32"
+    """What the networks compute in; auto: bfloat16 where the device has it. float32 gives the same
+    figures everywhere."""
     output: Path = Path("runs/evaluation.json")
     """Where the results go: this file, and a table of all pairs beside it (.csv)."""
 
@@ -128,6 +131,8 @@ class ExtractorOptions:
     """Refine keypoints by a soft-argmax."""
     device: str = "auto"
     """cpu, cuda, or auto: the GPU when there is one."""
+    precision: Literal["auto", "bf16", "float32"] = "auto"
+    """What the network computes in; auto: bfloat16 where the device has it, else float32."""
 
 
 @dataclass(frozen=True)
@@ -346,7 +351,7 @@ def _extract(arguments: Sequence[str]) -> int:
             if getattr(features, name) is not None
         }
         np.savez_compressed(target, **arrays)
-        print(f"{target}: {len(features.keypoints)} keypoints")
+        print(f"{target}: {len(features)} keypoints, computed in {features.computed_in}")
     if unreadable:
         raise CommandError(f"{len(unreadable)} of {len(images)} left out: {'; '.join(unreadable)}")
     return 0
@@ -380,7 +385,8 @@ def _match(arguments: Sequence[str]) -> int:
     options.output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(options.output, bbox_inches="tight")
     print(
-        f"{len(features0)} and {len(features1)} keypoints, {len(matches)} matches: {options.output}"
+        f"{len(features0)} and {len(features1)} keypoints, computed in {features0.computed_in}, "
+        f"{len(matches)} matches: {options.output}"
     )
     return 0
 
@@ -396,7 +402,7 @@ def _evaluate(arguments: Sequence[str]) -> int:
         raise UsageError(f"--against {options.against}: not among the extractors")
     folder = benchmark_folder(options.data)
     sequences = load_sequences(folder)
-    extractors = {name: _measured(name) for name in options.extractors}
+    extractors = {name: _measured(name, options.precision) for name in options.extractors}
     results = evaluate(extractors, sequences, options.protocol)
     command = shlex.join(["superpoint", "evaluate", *arguments])
     paths = results.save(options.output, command, options.against or None)
@@ -417,7 +423,7 @@ def _evaluate_on_shapes(options: EvaluateOptions, command: str) -> int:
     from superpoint_lib.evaluation.detection import evaluate_detectors_on_shapes
     from superpoint_lib.paths import write_json
 
-    detectors = {name: _shapes_detector(name) for name in options.extractors}
+    detectors = {name: _shapes_detector(name, options.precision) for name in options.extractors}
     results: dict[str, Any] = {"command": command}
     for part in ("clean", "noise"):
         found = evaluate_detectors_on_shapes(
@@ -440,7 +446,7 @@ def _decimals(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def _shapes_detector(name: str) -> Detector:
+def _shapes_detector(name: str, precision: Precision) -> Detector:
     """All detections of a detector, weak ones too: average precision ranks them."""
     from superpoint_lib.evaluation.classical import DETECTORS
     from superpoint_lib.extraction import Features, extract
@@ -450,7 +456,7 @@ def _shapes_detector(name: str) -> Detector:
     model = _load_model(name)
 
     def detect(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        features = extract(model, image, max_keypoints=None, threshold=1e-4)
+        features = extract(model, image, max_keypoints=None, threshold=1e-4, precision=precision)
         assert isinstance(features, Features)
         arrays = features.numpy()
         return arrays.keypoints, arrays.keypoint_scores
@@ -458,7 +464,7 @@ def _shapes_detector(name: str) -> Detector:
     return detect
 
 
-def _measured(name: str) -> Extractor:
+def _measured(name: str, precision: Precision = "float32") -> Extractor:
     """An extractor by the name of an OpenCV method, or by its weights."""
     from superpoint_lib.evaluation.classical import DETECTORS, EXTRACTORS, classical_extractor
     from superpoint_lib.evaluation.hpatches import random_extractor, superpoint_extractor
@@ -467,7 +473,7 @@ def _measured(name: str) -> Extractor:
         return random_extractor()
     if name in DETECTORS or name in EXTRACTORS:
         return classical_extractor(name)
-    return superpoint_extractor(_load_model(name))
+    return superpoint_extractor(_load_model(name), precision=precision)
 
 
 def _export(arguments: Sequence[str]) -> int:
@@ -579,6 +585,7 @@ def _extractor(options: ExtractorOptions) -> Callable[[np.ndarray], Features]:
             threshold=options.threshold,
             nms_radius=options.nms_radius,
             subpixel=options.subpixel,
+            precision=options.precision,
         )
         assert isinstance(features, Features)  # one image gives one, a batch a list
         return features

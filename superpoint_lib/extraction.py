@@ -6,6 +6,8 @@ of tensors, on whatever device those are, and none of them ever runs inside trai
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,11 +20,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from superpoint_lib.geometry.cells import CELL_SIZE
+from superpoint_lib.model import Precision, uses_bfloat16
 
 MIN_IMAGE_SIZE = 16
 _RGB_WEIGHTS = (0.299, 0.587, 0.114)
 _FLOAT32_INTEGERS = 2**24
 _BLOCK = 64  # similarities in a block of `_nearest`
+# On a CPU, pictures that go through the network together: their maps should stay in its caches.
+_CHUNK_PIXELS = 240 * 320
 
 
 @dataclass(frozen=True)
@@ -34,12 +39,15 @@ class Features:
         keypoint_scores: (N,) float; probabilities for our networks.
         descriptors: (N, D) float of unit length, or None from a detector alone.
         image_size: (H, W) of the image.
+        computed_in: data type the network computed in, such as "bfloat16" or "float32"; None where
+            no network did. The numbers themselves are float32 or better.
     """
 
     keypoints: Tensor
     keypoint_scores: Tensor
     descriptors: Tensor | None
     image_size: tuple[int, int]
+    computed_in: str | None = None
 
     def __len__(self) -> int:
         return len(self.keypoints)
@@ -48,7 +56,11 @@ class Features:
         """Return the same fields as numpy arrays on the CPU."""
         descriptors = None if self.descriptors is None else _array(self.descriptors)
         return FeatureArrays(
-            _array(self.keypoints), _array(self.keypoint_scores), descriptors, self.image_size
+            _array(self.keypoints),
+            _array(self.keypoint_scores),
+            descriptors,
+            self.image_size,
+            self.computed_in,
         )
 
 
@@ -60,6 +72,7 @@ class FeatureArrays:
     keypoint_scores: NDArray[Any]
     descriptors: NDArray[Any] | None
     image_size: tuple[int, int]
+    computed_in: str | None = None
 
     def __len__(self) -> int:
         return len(self.keypoints)
@@ -81,6 +94,7 @@ def extract(
     nms_radius: int = 4,
     subpixel: bool = True,
     border: int = 0,
+    precision: Precision = "auto",
 ) -> Features | list[Features]:
     """Detect and describe the keypoints of an image, or of each image of a batch.
 
@@ -92,6 +106,12 @@ def extract(
     gives a list, also for a batch of one. The model stays in the mode it is in: ``from_pretrained``
     gives eval mode; batch normalisation left in train mode uses, and updates by, these images.
 
+    Precision: by itself the network computes in bfloat16 where the device multiplies it in hardware
+    (``model.uses_bfloat16("auto", device)`` tells, and ``Features.computed_in`` afterwards), which
+    is faster. Keypoints move by about a hundredth of a pixel, and one or two in a hundred come or
+    go; results/precision.json says what that does to homographies. Ask for ``precision="float32"``
+    where the same numbers are wanted on every machine.
+
     Args:
         model: a ``SuperPoint``, or a ``MagicPoint`` (no descriptors), on any device.
         image: grayscale (H, W), (1, H, W) or a batch (B, 1, H, W), or RGB (not BGR) (H, W, 3); a
@@ -101,6 +121,8 @@ def extract(
         nms_radius: see ``nms``; 0 keeps every pixel.
         subpixel: refine keypoints by ``soft_argmax`` over 5x5 pixels.
         border: drop what is found, after suppression, nearer than this many pixels to the frame.
+        precision: of the network: "auto", "bf16" or "float32". A model that was itself converted
+            to another type than float32 computes in that.
 
     Returns:
         ``Features`` on the model's device, highest score first (equal scores in row-major order);
@@ -111,34 +133,56 @@ def extract(
             negative setting; the message names it.
     """
     images, is_batch = _prepare_images(image)
+    size = (images.shape[-2], images.shape[-1])
+    features: list[Features] = []
+    for part in images.split(_chunk_length(model, images)):
+        maps, computed_in = network_maps(model, part, precision)
+        # Outside inference mode, so that the results are ordinary tensors.
+        with torch.no_grad():
+            found = extract_from_maps(
+                maps,
+                [size] * len(part),
+                max_keypoints=max_keypoints,
+                threshold=threshold,
+                nms_radius=nms_radius,
+                subpixel=subpixel,
+                border=border,
+            )
+        features += [dataclasses.replace(item, computed_in=computed_in) for item in found]
+    return features if is_batch else features[0]
+
+
+@torch.inference_mode()
+def network_maps(
+    model: nn.Module, images: Tensor, precision: Precision
+) -> tuple[Mapping[str, Tensor], str]:
+    """Do the part of ``extract`` that is the network: pad the images and compute their maps.
+
+    Args:
+        model: as in ``extract``.
+        images: (B, 1, H, W) float in [0, 1], on any device; H and W need not be multiples of 8.
+        precision: as in ``extract``.
+
+    Returns:
+        The maps for ``extract_from_maps``, and the data type the network computed in, such as
+        "bfloat16".
+    """
     height, width = images.shape[-2:]
     like = next(model.parameters())
-    with torch.inference_mode():
-        padded = F.pad(
-            images.to(like.device, like.dtype),
-            (0, -width % CELL_SIZE, 0, -height % CELL_SIZE),
-            mode="replicate",
-        )
-        found = extract_from_maps(
-            model(padded),
-            [(height, width)] * len(images),
-            max_keypoints=max_keypoints,
-            threshold=threshold,
-            nms_radius=nms_radius,
-            subpixel=subpixel,
-            border=border,
-        )
-    # Copies made outside inference mode are ordinary tensors, which may be changed in place.
-    features = [
-        Features(
-            item.keypoints.clone(),
-            item.keypoint_scores.clone(),
-            None if item.descriptors is None else item.descriptors.clone(),
-            item.image_size,
-        )
-        for item in found
-    ]
-    return features if is_batch else features[0]
+    padding = (0, -width % CELL_SIZE, 0, -height % CELL_SIZE)
+    padded = F.pad(images.to(like.device, like.dtype), padding, mode="replicate")
+    lower = like.dtype == torch.float32 and uses_bfloat16(precision, like.device)
+    with torch.autocast(like.device.type, torch.bfloat16, enabled=lower):
+        maps = model(padded)
+    return maps, str(torch.bfloat16 if lower else like.dtype).removeprefix("torch.")
+
+
+def _chunk_length(model: nn.Module, images: Tensor) -> int:
+    """How many pictures of a batch go through the network together."""
+    # Batch normalisation in train mode needs the whole batch; a GPU is faster with it.
+    whole = next(model.parameters()).is_cuda or any(part.training for part in model.modules())
+    pixels = images.shape[-2] * images.shape[-1]
+    return max(1, len(images) if whole else _CHUNK_PIXELS // pixels)
 
 
 def extract_from_maps(
@@ -173,9 +217,10 @@ def extract_from_maps(
         raise ValueError(f"border must be 0 px or more, got {border}")
     heatmap = decode_heatmap(maps["logits"])
     sizes = _check_sizes(image_sizes, heatmap)
-    # Outside the image the heatmap is zero before suppression, so that a maximum of the padding
-    # neither counts nor suppresses one of the image.
-    heatmap = heatmap * _frame(heatmap, sizes, 0)
+    if any(size != heatmap.shape[1:] for size in sizes):
+        # Outside the image the heatmap is zero before suppression, so that a maximum of the padding
+        # neither counts nor suppresses one of the image.
+        heatmap = heatmap * _frame(heatmap, sizes, 0)
     maxima = nms(heatmap, nms_radius, threshold)
     if border:
         maxima = maxima * _frame(heatmap, sizes, border)
@@ -218,7 +263,8 @@ def nms(heatmap: Tensor, radius: int, threshold: float = 0.0) -> Tensor:
     Pixels are taken by falling score; one is kept unless a kept one lies within Chebyshev distance
     ``radius``, that is in the square of side 2 radius + 1 around it. Rather than one by one, every
     pixel that is the best of the undecided ones in its square is kept in the same round, and rounds
-    go on until all are decided: the same result. Shown in notebook 00.
+    go on until all are decided: the same result. Few are left to sort after the first round. Shown
+    in notebook 00.
 
     Convention: equal scores go to the lower row-major index. Scores must exceed ``threshold``.
 
@@ -241,8 +287,9 @@ def nms(heatmap: Tensor, radius: int, threshold: float = 0.0) -> Tensor:
         )
     if radius == 0:
         return torch.where(heatmap > threshold, heatmap, 0)
-    undecided = _ranks(heatmap, threshold)
-    kept = torch.zeros_like(heatmap, dtype=torch.bool)
+    candidates = heatmap > threshold
+    kept = _first_round(heatmap, candidates, radius)
+    undecided = _ranks(heatmap, candidates & ~_window_max(kept, radius))
     while undecided.any():
         best = (undecided == _window_max(undecided, radius)) & (undecided > 0)
         kept |= best
@@ -451,7 +498,8 @@ def _to_unit_range(pixels: Tensor) -> Tensor:
     if not pixels.numel():
         return pixels.float()
     low, high = (float(value) for value in pixels.aminmax())
-    if not pixels.isfinite().all():
+    # Either end is NaN if any pixel is.
+    if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError("image has non-finite pixels (NaN or infinity)")
     # Some slack: interpolation and noise may leave [0, 1] a little.
     if low < -1 or high > 2:
@@ -496,12 +544,20 @@ def _strongest(maxima: Tensor, number: int | None) -> tuple[Tensor, Tensor]:
     return torch.stack([columns[order], rows[order]], dim=1).to(maxima), scores
 
 
-def _ranks(heatmap: Tensor, threshold: float) -> Tensor:
-    """Number the scores above ``threshold`` from the lowest, 1; 0 elsewhere.
+def _first_round(heatmap: Tensor, candidates: Tensor, radius: int) -> Tensor:
+    """Tell which candidates have no better one in their square, nor an equal one before them."""
+    rows = _running_max(heatmap, 2, -radius, radius)
+    best = candidates & (heatmap == _running_max(rows, 1, -radius, radius))
+    best &= heatmap > _running_max(rows, 1, -radius, -1)
+    return best & (heatmap > _running_max(heatmap, 2, -radius, -1))
+
+
+def _ranks(heatmap: Tensor, mask: Tensor) -> Tensor:
+    """Number the scores where ``mask`` is set from the lowest, 1; 0 elsewhere.
 
     Unlike scores, ranks have no ties.
     """
-    candidates = (heatmap.flatten() > threshold).nonzero()[:, 0]
+    candidates = mask.flatten().nonzero()[:, 0]
     order = heatmap.flatten()[candidates].sort(descending=True, stable=True).indices
     exact = torch.float32 if len(candidates) < _FLOAT32_INTEGERS else torch.float64
     ranks = torch.zeros(heatmap.numel(), dtype=exact, device=heatmap.device)
@@ -512,15 +568,22 @@ def _ranks(heatmap: Tensor, threshold: float) -> Tensor:
 
 def _window_max(x: Tensor, radius: int) -> Tensor:
     """Return the maximum of (B, H, W), non-negative or bool, in the square around each pixel."""
-    x = F.pad(x, (radius, radius, radius, radius))
-    for dim in (1, 2):
-        # Maxima over 1, 2, 4, ... neighbours: a few whole-map operations for any radius.
-        covered = 1
-        while covered < 2 * radius + 1:
-            step = min(covered, 2 * radius + 1 - covered)
-            length = x.shape[dim] - step
-            x = torch.maximum(x.narrow(dim, 0, length), x.narrow(dim, step, length))
-            covered += step
+    return _running_max(_running_max(x, 1, -radius, radius), 2, -radius, radius)
+
+
+def _running_max(x: Tensor, dim: int, first: int, last: int) -> Tensor:
+    """Return the maximum of ``x[i + first]`` to ``x[i + last]`` along rows (2) or columns (1).
+
+    (B, H, W) of non-negative numbers or bool; what lies outside counts as 0.
+    """
+    x = F.pad(x, (-first, last) if dim == 2 else (0, 0, -first, last))
+    # Maxima over 1, 2, 4, ... neighbours: a few whole-map operations for any length.
+    length, covered = last - first + 1, 1
+    while covered < length:
+        step = min(covered, length - covered)
+        rest = x.shape[dim] - step
+        x = torch.maximum(x.narrow(dim, 0, rest), x.narrow(dim, step, rest))
+        covered += step
     return x
 
 

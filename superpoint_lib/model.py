@@ -54,6 +54,29 @@ class ModelConfig:
     head_channels: int = 256
 
 
+class ImageConv2d(nn.Conv2d):
+    """The first convolution: under autocast, exact in the image and in its weights.
+
+    Rounded to bfloat16, gray levels keep 8 bits, and filters that should sum to zero no longer do:
+    most of what bfloat16 does to the keypoints happens here. Each factor is therefore split into
+    its rounded value and the rounded remainder, ``x = x1 + x2``, and ``x1 w1 + x2 w1 + x1 w2`` is
+    one convolution of three channels. Only its result, summed in float32, is rounded.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, 1, H, W) to (B, out_channels, H, W)."""
+        device = x.device.type
+        if self.weight.dtype != torch.float32 or not torch.is_autocast_enabled(device):
+            return super().forward(x)
+        dtype = torch.get_autocast_dtype(device)
+        x1, x2 = _split(x, dtype)
+        w1, w2 = _split(self.weight, dtype)
+        images, weights = torch.cat([x1, x2, x1], dim=1), torch.cat([w1, w1, w2], dim=1)
+        # With one channel any order of memory is channels_last, with three it has to be asked for.
+        weights = weights.contiguous(memory_format=torch.channels_last)
+        return F.conv2d(images, weights, self.bias, padding=self.kernel_size[0] // 2)
+
+
 class ConvBlock(nn.Module):
     """A convolution that keeps height and width, with optional normalisation and ReLU.
 
@@ -72,7 +95,8 @@ class ConvBlock(nn.Module):
         relu: bool = True,
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+        convolution = ImageConv2d if in_channels == 1 else nn.Conv2d
+        self.conv = convolution(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
         self.norm = _norm_layer(out_channels, config) if normalise else nn.Identity()
         self.relu = relu
         self.norm_first = config.norm_order == "conv-norm-relu"
@@ -185,7 +209,14 @@ class MagicPoint(nn.Module):
         return self.encoder(images)
 
     def _logits(self, features: Tensor) -> Tensor:
-        return _at_least_float32(self.detector(features)).contiguous()
+        block, output = self.detector
+        hidden = block(features)
+        if torch.is_autocast_enabled(features.device.type):
+            # Cheap, and a logit of 10 rounded to 8 bits would be off by up to 0.03.
+            hidden = hidden.to(next(output.parameters()).dtype)
+            with torch.autocast(features.device.type, enabled=False):
+                return _at_least_float32(output(hidden)).contiguous()
+        return _at_least_float32(output(hidden)).contiguous()
 
 
 class SuperPoint(MagicPoint):
@@ -299,6 +330,12 @@ def _folded_convolution(block: ConvBlock) -> tuple[Tensor, Tensor]:
 def _bias(conv: nn.Conv2d) -> Tensor:
     assert conv.bias is not None
     return conv.bias
+
+
+def _split(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return ``x`` rounded to ``dtype``, and what is missing, rounded likewise."""
+    rounded = x.to(dtype)
+    return rounded, (x - rounded).to(dtype)
 
 
 def _check_images(images: Tensor) -> None:

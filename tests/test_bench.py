@@ -329,7 +329,7 @@ def test_the_plain_version_finds_our_keypoints():
     model = SuperPoint.from_pretrained("superpoint")
     images = photographs(240, 320)[:1]
     x, y, scores, _ = plain_extract(model, images)[0]
-    ours = extract(model, images, nms_radius=4, subpixel=False)[0]
+    ours = extract(model, images, nms_radius=4, subpixel=False, precision="float32")[0]
     plain = {(int(a), int(b)) for a, b in zip(x, y, strict=True)}
     found = set(map(tuple, ours.keypoints.int().tolist()))
     assert len(plain & found) > 0.95 * len(found)

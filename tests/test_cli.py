@@ -138,6 +138,28 @@ def test_extract_writes_features_and_lists_what_it_cannot_read(project, weights,
         assert features["image_size"].tolist() == [80, 100]
 
 
+@pytest.mark.parametrize(("precision", "told"), [("float32", "float32"), ("bf16", "bfloat16")])
+def test_extract_and_match_tell_what_they_computed_in(project, weights, capsys, precision, told):
+    path = write_picture(project / "a.png")
+    options = ["--weights", weights["SuperPoint"], "--precision", precision]
+    assert main(list(map(str, ["extract", path, "--output", "features", *options]))) == 0
+    assert f"keypoints, computed in {told}\n" in capsys.readouterr().out
+    assert main(list(map(str, ["match", path, path, *options]))) == 0
+    assert f"keypoints, computed in {told}, " in capsys.readouterr().out
+    line = fails(["extract", path, *options[:3], "float16"], capsys, 2)
+    assert "float16" in line
+
+
+@pytest.mark.parametrize(
+    ("options", "told"), [([], "float32"), (["--precision", "bf16"], "bfloat16")]
+)
+def test_evaluate_computes_in_float32_unless_asked_otherwise(weights, options, told):
+    arguments = [str(weights["SuperPoint"]), *options]
+    chosen = cli._parse(cli.EvaluateOptions, "evaluate", arguments)
+    extractor = cli._measured(chosen.extractors[0], chosen.precision)
+    assert extractor(np.zeros((32, 40), np.float32), TaskConfig()).computed_in == told
+
+
 def test_extract_refuses_to_write_one_file_twice(project, weights, capsys):
     pictures = [write_picture(project / folder / "a.png") for folder in ("one", "two")]
     line = fails(["extract", *pictures, "--weights", weights["SuperPoint"]], capsys)

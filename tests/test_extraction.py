@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from superpoint_lib import extraction
+from superpoint_lib.datasets import bundled_photos
 from superpoint_lib.extraction import (
     FeatureArrays,
     Features,
@@ -395,6 +396,107 @@ def test_blank_image_gives_a_valid_result(value):
     assert matches.shape == (0, 2) and similarity.shape == (0,)
 
 
+def as_most_write_it(model, image, number, radius, threshold):
+    """Maps to keypoints by repeated max-pooling, top-k, 5x5 windows and bilinear sampling."""
+    with torch.no_grad():
+        maps = model(image[None, None])
+    _, _, rows, columns = maps["logits"].shape
+    cells = maps["logits"].softmax(1)[0, :64].reshape(8, 8, rows, columns)
+    heatmap = cells.permute(2, 0, 3, 1).reshape(1, 1, rows * 8, columns * 8)
+
+    def pooled(x):
+        return F.max_pool2d(x, 2 * radius + 1, 1, radius)
+
+    rest, kept = torch.where(heatmap > threshold, heatmap, 0), torch.zeros_like(heatmap)
+    while rest.any():
+        best = (rest == pooled(rest)) & (rest > 0)
+        kept = torch.where(best, rest, kept)
+        rest = torch.where(pooled(best.float()) > 0, 0, rest)
+    scores, places = kept.flatten().topk(number)
+    assert scores[-1] > 0
+    y, x = places // (columns * 8), places % (columns * 8)
+    windows = F.unfold(heatmap, 5, padding=2)[0][:, places]
+    windows = (windows / windows.sum(0)).reshape(5, 5, -1)
+    steps = torch.arange(-2.0, 3.0)
+    dx = (windows.sum(0) * steps[:, None]).sum(0)
+    dy = (windows.sum(1) * steps[:, None]).sum(0)
+    keypoints = torch.stack([x + dx, y + dy], dim=1)
+    # Cell j stands at 8 j + 3.5; with aligned corners -1 and 1 are the first and the last cell.
+    grid = (keypoints - 3.5) / 8 / torch.tensor([columns - 1, rows - 1]) * 2 - 1
+    sampled = F.grid_sample(
+        maps["descriptors"], grid[None, None], padding_mode="border", align_corners=True
+    )
+    return keypoints, scores, F.normalize(sampled[0, :, 0], dim=0).T
+
+
+def test_float32_gives_the_same_as_the_plain_form():
+    model = SuperPoint.from_pretrained("superpoint")
+    photo = bundled_photos("benchmark")["motorcycle_left"][:240, :320].copy()
+    features = extract(model, photo, max_keypoints=200, precision="float32")
+    model.to(memory_format=torch.contiguous_format)
+    keypoints, scores, descriptors = as_most_write_it(
+        model, torch.from_numpy(photo), number=200, radius=4, threshold=0.005
+    )
+    assert len(features) == 200
+    distances, nearest = (keypoints[:, None] - features.keypoints).norm(dim=2).min(dim=1)
+    assert sorted(nearest.tolist()) == list(range(200))
+    assert float(distances.max()) < 0.01
+    torch.testing.assert_close(features.keypoint_scores, scores, rtol=0, atol=1e-4)
+    torch.testing.assert_close(features.descriptors[nearest], descriptors, rtol=0, atol=1e-3)
+
+
+def test_bfloat16_is_chosen_where_the_processor_has_it_and_told(monkeypatch):
+    model, image = superpoint(), uniform(32, 40)
+    exact, rounded = (
+        extract(model, image, threshold=0.0, precision=precision)
+        for precision in ("float32", "bf16")
+    )
+    assert (exact.computed_in, rounded.computed_in) == ("float32", "bfloat16")
+    assert rounded.numpy().computed_in == "bfloat16"
+    assert rounded.descriptors.dtype == rounded.keypoint_scores.dtype == torch.float32
+    assert not torch.equal(exact.keypoint_scores, rounded.keypoint_scores)
+    for has_it, expected in ((False, exact), (True, rounded)):
+        monkeypatch.setattr(
+            extraction, "uses_bfloat16", lambda precision, device, has_it=has_it: has_it
+        )
+        found = extract(model, image, threshold=0.0)
+        assert found.computed_in == expected.computed_in
+        assert torch.equal(found.keypoint_scores, expected.keypoint_scores)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("precision", ["auto", "bf16", "float32"])
+def test_a_converted_model_computes_in_its_own_type(dtype, precision):
+    features = extract(superpoint().to(dtype), uniform(32, 40), threshold=0.0, precision=precision)
+    assert features.computed_in == str(dtype).removeprefix("torch.")
+    assert len(features) > 0
+    assert features.descriptors.dtype in (torch.float32, torch.float64)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_results_do_not_depend_on_what_is_computed_together(monkeypatch, precision):
+    model, images = superpoint(), uniform(5, 1, 32, 48)
+    together = extract(model, images, precision=precision, threshold=0.0)
+    monkeypatch.setattr(extraction, "_CHUNK_PIXELS", 2 * 32 * 48)
+    sizes = []
+    with model.register_forward_hook(lambda module, inputs, maps: sizes.append(len(inputs[0]))):
+        in_parts = extract(model, images, precision=precision, threshold=0.0)
+    assert sizes == [2, 2, 1]
+    for a, b in zip(together, in_parts, strict=True):
+        same(a, b)
+
+
+def test_batch_statistics_are_those_of_the_whole_batch(monkeypatch):
+    monkeypatch.setattr(extraction, "_CHUNK_PIXELS", 1)
+    model = SuperPoint(ModelConfig(channels=(8, 8, 16, 16), head_channels=24)).eval()
+    sizes = []
+    with model.register_forward_hook(lambda module, inputs, maps: sizes.append(len(inputs[0]))):
+        extract(model, uniform(3, 1, 32, 48))
+        model.encoder.train()  # such as a network frozen in part
+        extract(model, uniform(3, 1, 32, 48))
+    assert sizes == [1, 1, 1, 3]
+
+
 def test_magicpoint_has_no_descriptors():
     features = extract(superpoint(MagicPoint), uniform(32, 40), threshold=0.0)
     assert features.descriptors is None and len(features) > 0
@@ -473,7 +575,7 @@ def test_extract_from_maps_with_a_size_for_each_image():
     assert [f.image_size for f in found] == [(24, 40), (32, 33)]
     assert float(found[0].keypoints[:, 1].max()) <= 23
     assert float(found[1].keypoints[:, 0].max()) <= 32
-    same(found[1], extract(model, large, threshold=0.0), atol=1e-4)
+    same(found[1], extract(model, large, threshold=0.0, precision="float32"), atol=1e-4)
     with pytest.raises(ValueError, match="1 image sizes for maps of 2"):
         extract_from_maps(maps, [(24, 40)])
     with pytest.raises(ValueError, match=r"\(33, 40\) is larger"):

@@ -327,7 +327,9 @@ def small_photo():
 def test_superpoint_extractor_takes_its_knobs_from_the_protocol(model, small_photo):
     task = TaskConfig(threshold=0.0, nms_radius=6, extract_keypoints=40)
     features = superpoint_extractor(model)(small_photo, task)
-    expected = extract(model, small_photo, max_keypoints=40, threshold=0.0, nms_radius=6)
+    expected = extract(
+        model, small_photo, max_keypoints=40, threshold=0.0, nms_radius=6, precision="float32"
+    )
     assert torch.equal(features.keypoints, expected.keypoints)
     assert torch.equal(features.descriptors, expected.descriptors)
 
@@ -346,6 +348,17 @@ def test_superpoint_extractor_suppresses_by_boxes(model, small_photo):
     assert (refined.keypoints - features.keypoints).abs().max() <= 2.5
     assert not torch.equal(refined.keypoints, features.keypoints)
     assert torch.allclose(refined.descriptors.norm(dim=1), torch.ones(len(refined)), atol=1e-4)
+
+
+@pytest.mark.parametrize("nms", ["radius", "box"])
+def test_figures_are_of_float32_unless_asked_otherwise(model, small_photo, nms):
+    task = TaskConfig(threshold=0.0, nms=nms, extract_keypoints=20)
+    exact, rounded = (
+        superpoint_extractor(model, **options)(small_photo, task)
+        for options in ({}, {"precision": "bf16"})
+    )
+    assert (exact.computed_in, rounded.computed_in) == ("float32", "bfloat16")
+    assert not torch.equal(exact.keypoint_scores, rounded.keypoint_scores)
 
 
 def test_magicpoint_is_measured_as_a_detector(small_photo):

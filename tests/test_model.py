@@ -8,7 +8,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from superpoint_lib.config import replace
-from superpoint_lib.model import MagicPoint, ModelConfig, SuperPoint, fold_batch_norm
+from superpoint_lib.model import (
+    ImageConv2d,
+    MagicPoint,
+    ModelConfig,
+    SuperPoint,
+    fold_batch_norm,
+)
 
 SMALL = ModelConfig(descriptor_dim=16, channels=(8, 8, 16, 16), head_channels=24)
 
@@ -218,3 +224,48 @@ def test_folding_copies_a_model_without_norm_and_refuses_the_rest():
         fold_batch_norm(MagicPoint(replace(SMALL, norm_order="conv-relu-norm")))
     with pytest.raises(ValueError, match="group"):
         fold_batch_norm(MagicPoint(replace(SMALL, norm="group")))
+
+
+def test_under_autocast_the_first_layer_rounds_nothing_but_its_result():
+    torch.manual_seed(0)
+    conv = ImageConv2d(1, 8, 3, padding=1)
+    with torch.no_grad():
+        conv.weight -= conv.weight.mean(dim=(2, 3), keepdim=True)  # edges: sums of zero
+        conv.bias.zero_()
+    # A bright picture of weak contrast, where rounded gray levels and weights show most.
+    image = 0.9 + 0.01 * torch.rand(2, 1, 24, 40)
+    inside = (..., slice(1, -1), slice(1, -1))
+    with torch.no_grad():
+        exact = conv.double()(image.double())[inside]
+        conv.float()
+        with torch.autocast("cpu", torch.bfloat16):
+            found = conv(image)
+            plain = F.conv2d(image, conv.weight, conv.bias, padding=1)[inside]
+    assert found.dtype == torch.bfloat16
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    rounding = exact.abs() * 2**-8 + 1e-4
+    assert ((found[inside].double() - exact).abs() <= rounding).all()
+    assert not ((plain.double() - exact).abs() <= rounding).all()
+
+
+def test_first_layer_learns_the_same_under_autocast():
+    torch.manual_seed(0)
+    conv, image = ImageConv2d(1, 4, 3, padding=1), torch.rand(2, 1, 16, 16)
+    conv(image).square().sum().backward()
+    expected = conv.weight.grad.clone()
+    conv.weight.grad = None
+    with torch.autocast("cpu", torch.bfloat16):
+        out = conv(image)
+    out.float().square().sum().backward()
+    torch.testing.assert_close(
+        conv.weight.grad, expected, rtol=0.02, atol=0.02 * expected.abs().max().item()
+    )
+
+
+def test_logits_are_not_rounded_under_autocast():
+    torch.manual_seed(0)
+    model = SuperPoint().eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        logits = model(torch.rand(1, 1, 32, 32))["logits"]
+    assert logits.dtype == torch.float32
+    assert not torch.equal(logits, logits.bfloat16().float())

@@ -15,6 +15,7 @@ Derived in notebook 06.
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from superpoint_lib.extraction import (
     extract,
     extract_from_maps,
     match,
+    network_maps,
     nms,
     sample_descriptors,
     soft_argmax,
@@ -47,6 +49,7 @@ from superpoint_lib.geometry import (
     resize_short_side,
     transform_homography,
 )
+from superpoint_lib.model import Precision
 from superpoint_lib.paths import UnreadableImageError, list_images, read_gray
 
 Image = NDArray[np.float32]
@@ -177,12 +180,15 @@ Extractor = Callable[[Image, TaskConfig], Features]
 same image size; ``descriptors`` None for a detector alone."""
 
 
-def superpoint_extractor(model: torch.nn.Module, subpixel: bool = True) -> Extractor:
+def superpoint_extractor(
+    model: torch.nn.Module, subpixel: bool = True, precision: Precision = "float32"
+) -> Extractor:
     """Let a ``SuperPoint`` or ``MagicPoint`` take part, its knobs set by the protocol.
 
     Args:
         model: In the mode (train or eval) it should be measured in.
         subpixel: Refine keypoints by a soft-argmax, after suppression.
+        precision: As in ``extract``; float32 by default, so that figures are the same everywhere.
 
     Returns:
         An ``Extractor``; a ``MagicPoint`` gives no descriptors.
@@ -190,7 +196,7 @@ def superpoint_extractor(model: torch.nn.Module, subpixel: bool = True) -> Extra
 
     def extractor(image: Image, task: TaskConfig) -> Features:
         if task.nms == "box":
-            return _extract_with_boxes(model, image, task, subpixel)
+            return _extract_with_boxes(model, image, task, subpixel, precision)
         features = extract(
             model,
             image,
@@ -198,18 +204,18 @@ def superpoint_extractor(model: torch.nn.Module, subpixel: bool = True) -> Extra
             threshold=task.threshold,
             nms_radius=task.nms_radius,
             subpixel=subpixel,
+            precision=precision,
         )
         return cast(Features, features)
 
     return extractor
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _extract_with_boxes(
-    model: torch.nn.Module, image: Image, task: TaskConfig, subpixel: bool
+    model: torch.nn.Module, image: Image, task: TaskConfig, subpixel: bool, precision: Precision
 ) -> Features:
-    device = next(model.parameters()).device
-    maps = model(torch.from_numpy(image)[None, None].to(device))
+    maps, computed_in = network_maps(model, torch.from_numpy(image)[None, None], precision)
     # Descriptors are sampled after suppression: before it every pixel is a candidate.
     candidates = extract_from_maps(
         {"logits": maps["logits"]},
@@ -226,7 +232,7 @@ def _extract_with_boxes(
     descriptors = (
         sample_descriptors(maps["descriptors"][0], keypoints) if "descriptors" in maps else None
     )
-    return Features(keypoints, kept.keypoint_scores, descriptors, kept.image_size)
+    return Features(keypoints, kept.keypoint_scores, descriptors, kept.image_size, computed_in)
 
 
 def plain_extractor(function: Callable[[Image], Features], suppress: bool = False) -> Extractor:
@@ -307,8 +313,11 @@ def _radius_survivors(features: Features, radius: int) -> torch.Tensor:
 
 def _take(features: Features, index: torch.Tensor | slice) -> Features:
     descriptors = None if features.descriptors is None else features.descriptors[index]
-    return Features(
-        features.keypoints[index], features.keypoint_scores[index], descriptors, features.image_size
+    return dataclasses.replace(
+        features,
+        keypoints=features.keypoints[index],
+        keypoint_scores=features.keypoint_scores[index],
+        descriptors=descriptors,
     )
 
 

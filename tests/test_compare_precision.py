@@ -1,0 +1,82 @@
+"""The measurement of what bfloat16 costs, on a small network and few pairs."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from notebook_cells import ROOT
+
+from superpoint_lib.checkpoints import save_weights
+from superpoint_lib.config import to_dict
+from superpoint_lib.model import ModelConfig, SuperPoint
+
+
+@pytest.fixture
+def tool(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    import compare_precision
+
+    return compare_precision
+
+
+def test_the_file_names_pairs_differences_and_modes(tool, monkeypatch, tmp_path, capsys):
+    torch.manual_seed(0)
+    small = ModelConfig(norm="none", channels=(8, 8, 8, 8), head_channels=8)
+    path = tmp_path / "net.safetensors"
+    save_weights(path, SuperPoint(small).state_dict(), to_dict(small), {})
+    monkeypatch.setattr(tool, "runs_dir", lambda: tmp_path)
+    monkeypatch.setattr(tool, "data_dir", lambda: tmp_path / "nothing")
+    monkeypatch.setattr(tool.sys, "argv", ["compare_precision.py", "--pictures", "2"])
+    tool.main(tool.Options(2, 1, 3, str(path), tmp_path / "precision.json"))
+    found = json.loads((tmp_path / "precision.json").read_text())
+    assert found["command"] == "python tools/compare_precision.py --pictures 2"
+    assert (found["pictures"], found["pairs"]) == ("2 of the bundled photographs", 4)
+    assert found["commit"] and found["machine"]
+    assert {row["estimator"] for row in found["differences"]} == set(tool.ESTIMATORS)
+    assert {row["part"] for row in found["differences"]} == {"all", "illumination", "viewpoint"}
+    assert {row["metric"] for row in found["differences"]} >= {"homography@1", "homography@5"}
+    # Without batch normalisation the two modes are one.
+    assert found["train_and_eval_mode"] == {"pictures": 4.0, "logits": 0.0, "descriptors": 0.0}
+    assert "homography@3" in capsys.readouterr().out
+
+
+def test_shuffles_give_one_error_each_and_the_same_every_time(tool):
+    from superpoint_lib.evaluation.hpatches import MatchedPair
+
+    rng = np.random.default_rng(0)
+    points, image = rng.uniform(0, 100, (40, 2)), np.zeros((100, 100), np.float32)
+    moved = points + rng.normal(0, 1, points.shape)
+    pairs, ones = np.stack([np.arange(40)] * 2, axis=1), np.ones(40)
+    pair = MatchedPair(
+        image, image, np.eye(3), points, moved, pairs, ones, ones, ones > 0, None, np.inf
+    )
+    errors = tool._shuffled(pair, 5)
+    assert len(errors) == 5
+    assert len(set(errors)) > 1
+    assert errors == tool._shuffled(pair, 5)
+    nothing = MatchedPair(
+        image, image, np.eye(3), points, moved, pairs[:3], ones, ones, ones > 0, None, np.inf
+    )
+    assert tool._shuffled(nothing, 2) == [np.inf, np.inf]
+
+
+def test_least_squares_takes_the_matches_near_the_truth_and_no_others(tool):
+    from superpoint_lib.evaluation.hpatches import MatchedPair
+
+    rng = np.random.default_rng(0)
+    points = rng.uniform(0, 100, (20, 2))
+    moved = points + np.array([5.0, -3.0])
+    moved[:8] += 50  # wrong matches, more than 3 px off
+    H = np.array([[1.0, 0, 5], [0, 1, -3], [0, 0, 1]])
+    errors = np.where(np.arange(20) < 8, 70.0, 0.0)
+    image = np.zeros((100, 100), np.float32)
+    pairs = np.stack([np.arange(20)] * 2, axis=1)
+    pair = MatchedPair(
+        image, image, H, points, moved, pairs, np.ones(20), errors, errors < 3, None, np.inf
+    )
+    assert tool._least_squares(pair) < 1e-3
+    nothing = MatchedPair(
+        image, image, H, points, moved, pairs, np.ones(20), errors + 70, errors < 3, None, np.inf
+    )
+    assert tool._least_squares(nothing) == np.inf
