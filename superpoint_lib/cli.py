@@ -16,6 +16,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, make_dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -97,7 +98,7 @@ class EvaluateOptions:
 
     extractors: Positional[tuple[str, ...]] = ("superpoint", "sift", "orb")
     """Bundled names, weight files, OpenCV's sift, rootsift, orb, fast, harris, shi_tomasi, or
-    random."""
+    random. superpoint@1,1.5 looks at each image at the scales 1 and 1.5."""
     data: str = "auto"
     """Folder of HPatches sequences; auto: data/hpatches if there, else the mini benchmark; warped:
     many small warped pairs, to choose between trainings; shapes: detectors on drawn shapes, with
@@ -133,6 +134,8 @@ class ExtractorOptions:
     """cpu, cuda, or auto: the GPU when there is one."""
     precision: Literal["auto", "bf16", "float32"] = "auto"
     """What the network computes in; auto: bfloat16 where the device has it, else float32."""
+    scales: tuple[float, ...] = (1.0,)
+    """Look at each image at these scales and keep what they agree on: 1 1.5 is slower, better."""
 
 
 @dataclass(frozen=True)
@@ -473,7 +476,12 @@ def _measured(name: str, precision: Precision = "float32") -> Extractor:
         return random_extractor()
     if name in DETECTORS or name in EXTRACTORS:
         return classical_extractor(name)
-    return superpoint_extractor(_load_model(name), precision=precision)
+    weights, _, listed = name.partition("@")
+    try:
+        scales = tuple(float(scale) for scale in listed.split(",")) if listed else (1.0,)
+    except ValueError:
+        raise UsageError(f"{name}: scales are numbers, as in superpoint@1,1.5") from None
+    return superpoint_extractor(_load_model(weights), precision=precision, scales=scales)
 
 
 def _export(arguments: Sequence[str]) -> int:
@@ -574,11 +582,14 @@ def _load_model(weights: str, device: str = "auto") -> MagicPoint:
 def _extractor(options: ExtractorOptions) -> Callable[[np.ndarray], Features]:
     """Load the model once; the result takes an image (H, W) to its features."""
     from superpoint_lib.extraction import Features, extract
+    from superpoint_lib.multiscale import extract_multiscale
 
     model = _load_model(options.weights, options.device)
+    one_scale = options.scales == (1.0,)
+    look = extract if one_scale else partial(extract_multiscale, scales=options.scales)
 
     def find(image: np.ndarray) -> Features:
-        features = extract(
+        features = look(
             model,
             image,
             max_keypoints=options.max_keypoints,

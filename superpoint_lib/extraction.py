@@ -132,7 +132,7 @@ def extract(
         ValueError: a shape, size, data type or range that is not as above, non-finite pixels, or a
             negative setting; the message names it.
     """
-    images, is_batch = _prepare_images(image)
+    images, is_batch = prepare_images(image)
     size = (images.shape[-2], images.shape[-1])
     features: list[Features] = []
     for part in images.split(_chunk_length(model, images)):
@@ -211,28 +211,63 @@ def extract_from_maps(
     Raises:
         ValueError: a negative setting, or sizes that do not belong to the maps.
     """
-    if max_keypoints is not None and max_keypoints < 0:
-        raise ValueError(f"max_keypoints must be 0 or more, or None for all, got {max_keypoints}")
-    if border < 0:
-        raise ValueError(f"border must be 0 px or more, got {border}")
     heatmap = decode_heatmap(maps["logits"])
     sizes = _check_sizes(image_sizes, heatmap)
     if any(size != heatmap.shape[1:] for size in sizes):
         # Outside the image the heatmap is zero before suppression, so that a maximum of the padding
         # neither counts nor suppresses one of the image.
         heatmap = heatmap * _frame(heatmap, sizes, 0)
-    maxima = nms(heatmap, nms_radius, threshold)
-    if border:
-        maxima = maxima * _frame(heatmap, sizes, border)
+    found = find_keypoints(
+        heatmap, sizes, max_keypoints, threshold, nms_radius, 5 if subpixel else 1, border
+    )
     descriptors = maps.get("descriptors")
     features = []
-    for i, size in enumerate(sizes):
-        keypoints, scores = _strongest(maxima[i], max_keypoints)
-        if subpixel:
-            keypoints = soft_argmax(heatmap[i], keypoints)
+    for i, (keypoints, scores) in enumerate(found):
         sampled = None if descriptors is None else sample_descriptors(descriptors[i], keypoints)
-        features.append(Features(keypoints, scores, sampled, size))
+        features.append(Features(keypoints, scores, sampled, sizes[i]))
     return features
+
+
+def find_keypoints(
+    heatmap: Tensor,
+    image_sizes: Sequence[tuple[int, int]],
+    max_keypoints: int | None,
+    threshold: float,
+    nms_radius: int,
+    window: int,
+    border: int = 0,
+) -> list[tuple[Tensor, Tensor]]:
+    """Find the keypoints of heatmaps: suppression, the strongest, sub-pixel refinement.
+
+    Args:
+        heatmap: (B, H, W) of keypoint probabilities, zero outside each image.
+        image_sizes: (H, W) of each image.
+        max_keypoints: as in ``extract``.
+        threshold: as in ``extract``.
+        nms_radius: as in ``extract``.
+        window: side of the window of ``soft_argmax``; 1 leaves keypoints on their pixels.
+        border: as in ``extract``.
+
+    Returns:
+        For each heatmap its keypoints (N, 2) in pixels of the heatmap and scores (N,), best first.
+
+    Raises:
+        ValueError: a negative setting.
+    """
+    if max_keypoints is not None and max_keypoints < 0:
+        raise ValueError(f"max_keypoints must be 0 or more, or None for all, got {max_keypoints}")
+    if border < 0:
+        raise ValueError(f"border must be 0 px or more, got {border}")
+    maxima = nms(heatmap, nms_radius, threshold)
+    if border:
+        maxima = maxima * _frame(heatmap, image_sizes, border)
+    found = []
+    for one, peaks in zip(heatmap, maxima, strict=True):
+        keypoints, scores = _strongest(peaks, max_keypoints)
+        if window > 1:
+            keypoints = soft_argmax(one, keypoints, window)
+        found.append((keypoints, scores))
+    return found
 
 
 def decode_heatmap(logits: Tensor) -> Tensor:
@@ -459,8 +494,11 @@ def _array(tensor: Tensor) -> NDArray[Any]:
     return tensor.detach().cpu().numpy()
 
 
-def _prepare_images(image: Tensor | NDArray[Any]) -> tuple[Tensor, bool]:
-    """Return floating-point images (B, 1, H, W) in [0, 1], and whether a batch was given."""
+def prepare_images(image: Tensor | NDArray[Any]) -> tuple[Tensor, bool]:
+    """Return floating-point images (B, 1, H, W) in [0, 1], and whether a batch was given.
+
+    Takes and refuses what ``extract`` does.
+    """
     pixels = image if isinstance(image, Tensor) else _tensor(image)
     shape = tuple(pixels.shape)
     if pixels.ndim == 3 and shape[2] == 3:

@@ -198,6 +198,10 @@ def test_evaluate_writes_a_table_and_files_with_their_command(project, capsys):
     assert "--against sift" in capsys.readouterr().err
     assert main(["evaluate", "sift", *arguments[1:], "--against", "orb"]) == 0
     assert "More than orb, pair by pair" in capsys.readouterr().out
+    assert main(["evaluate", "superpoint@1,x", *arguments[2:]]) == 2
+    assert "scales are numbers" in capsys.readouterr().err
+    assert main(["evaluate", "superpoint@1,1.5", *arguments[2:]]) == 0
+    assert "| superpoint@1,1.5 |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["shi_tomasi", "fast"])

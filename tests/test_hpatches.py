@@ -25,6 +25,7 @@ from superpoint_lib.evaluation.hpatches import (
 )
 from superpoint_lib.extraction import Features, extract
 from superpoint_lib.model import MagicPoint, SuperPoint
+from superpoint_lib.multiscale import extract_multiscale
 
 torch.set_num_threads(1)
 
@@ -332,6 +333,17 @@ def test_superpoint_extractor_takes_its_knobs_from_the_protocol(model, small_pho
     )
     assert torch.equal(features.keypoints, expected.keypoints)
     assert torch.equal(features.descriptors, expected.descriptors)
+
+
+def test_superpoint_extractor_looks_at_several_scales(model, small_photo):
+    task = TaskConfig(threshold=0.002, nms_radius=3, extract_keypoints=7)
+    features = superpoint_extractor(model, scales=(1.0, 1.5))(small_photo, task)
+    expected = extract_multiscale(
+        model, small_photo, (1.0, 1.5), 7, 0.002, nms_radius=3, precision="float32"
+    )
+    assert len(features) == 7 and torch.equal(features.keypoints, expected.keypoints)
+    with pytest.raises(ValueError, match="boxes"):
+        superpoint_extractor(model, scales=(1.0, 1.5))(small_photo, TaskConfig(nms="box"))
 
 
 def test_superpoint_extractor_suppresses_by_boxes(model, small_photo):

@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -50,6 +50,7 @@ from superpoint_lib.geometry import (
     transform_homography,
 )
 from superpoint_lib.model import Precision
+from superpoint_lib.multiscale import extract_multiscale
 from superpoint_lib.paths import UnreadableImageError, list_images, read_gray
 
 Image = NDArray[np.float32]
@@ -181,7 +182,10 @@ same image size; ``descriptors`` None for a detector alone."""
 
 
 def superpoint_extractor(
-    model: torch.nn.Module, subpixel: bool = True, precision: Precision = "float32"
+    model: torch.nn.Module,
+    subpixel: bool = True,
+    precision: Precision = "float32",
+    scales: Sequence[float] = (1.0,),
 ) -> Extractor:
     """Let a ``SuperPoint`` or ``MagicPoint`` take part, its knobs set by the protocol.
 
@@ -189,24 +193,28 @@ def superpoint_extractor(
         model: In the mode (train or eval) it should be measured in.
         subpixel: Refine keypoints by a soft-argmax, after suppression.
         precision: As in ``extract``; float32 by default, so that figures are the same everywhere.
+        scales: More than one: as in ``extract_multiscale``.
 
     Returns:
-        An ``Extractor``; a ``MagicPoint`` gives no descriptors.
+        An ``Extractor``; a ``MagicPoint`` gives no descriptors. At several scales it refuses
+        protocols that suppress by boxes, with a ``ValueError``.
     """
 
     def extractor(image: Image, task: TaskConfig) -> Features:
+        knobs: dict[str, Any] = {
+            "max_keypoints": task.extract_keypoints,
+            "threshold": task.threshold,
+            "nms_radius": task.nms_radius,
+            "subpixel": subpixel,
+            "precision": precision,
+        }
+        if tuple(scales) == (1.0,):
+            if task.nms == "box":
+                return _extract_with_boxes(model, image, task, subpixel, precision)
+            return cast(Features, extract(model, image, **knobs))
         if task.nms == "box":
-            return _extract_with_boxes(model, image, task, subpixel, precision)
-        features = extract(
-            model,
-            image,
-            max_keypoints=task.extract_keypoints,
-            threshold=task.threshold,
-            nms_radius=task.nms_radius,
-            subpixel=subpixel,
-            precision=precision,
-        )
-        return cast(Features, features)
+            raise ValueError("suppression by boxes is for one scale: choose another protocol")
+        return cast(Features, extract_multiscale(model, image, scales, **knobs))
 
     return extractor
 

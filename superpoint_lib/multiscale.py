@@ -1,0 +1,156 @@
+"""Keypoints that several enlargements of an image agree on.
+
+The network sees no more than pixels, and places a keypoint to about one of them. An enlarged image
+has more of them for the same corner, but also more noise to fall for. Where both see a keypoint, it
+is there, and the enlarged one knows better where. A test-time option: it costs as many forward
+passes as there are scales, larger ones the square of their scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from superpoint_lib.extraction import (
+    MIN_IMAGE_SIZE,
+    Features,
+    decode_heatmap,
+    find_keypoints,
+    network_maps,
+    prepare_images,
+    sample_descriptors,
+)
+from superpoint_lib.model import Precision
+
+_LEAST = 1e-8  # probability taken for none, whose logarithm is not finite
+
+
+def extract_multiscale(
+    model: nn.Module,
+    image: Tensor | NDArray[Any],
+    scales: Sequence[float] = (1.0, 1.5),
+    max_keypoints: int | None = 1000,
+    threshold: float = 0.005,
+    nms_radius: int = 4,
+    subpixel: bool = True,
+    border: int = 0,
+    precision: Precision = "auto",
+) -> Features | list[Features]:
+    """Do ``extract`` on the geometric mean of the heatmaps of several enlargements of an image.
+
+    With p_s the heatmap of the image enlarged s times, brought to the size of the largest,
+    keypoints are the maxima of ``(p_1 p_2 ... p_n)^(1/n)``: a pixel counts where every scale sees a
+    keypoint. The descriptor of a keypoint is the mean of those at every scale, of unit length.
+    Shown in notebook 06.
+
+    Convention: keypoints, radius and border are in pixels of ``image``, whatever the scales; pixel
+    x of an image resized by s lies at (x + 0.5) / s - 0.5. With ``scales=(1.0,)`` this is
+    ``extract``.
+
+    Args:
+        model: as in ``extract``.
+        image: as in ``extract``; the images of a batch are looked at one by one.
+        scales: factors of the image's size, above 0, in any order.
+        max_keypoints: as in ``extract``.
+        threshold: as in ``extract``, for the geometric mean.
+        nms_radius: as in ``extract``.
+        subpixel: as in ``extract``; the window grows with the largest scale.
+        border: as in ``extract``.
+        precision: as in ``extract``.
+
+    Returns:
+        As ``extract``.
+
+    Raises:
+        ValueError: as ``extract``, and for scales that are none, not positive, or make the image
+            smaller than 16 px.
+    """
+    images, is_batch = prepare_images(image)
+    size = (images.shape[-2], images.shape[-1])
+    if not scales or min(scales) * min(size) < MIN_IMAGE_SIZE:
+        raise ValueError(
+            f"scales must be positive and leave images of {MIN_IMAGE_SIZE} px or more, got "
+            f"{tuple(scales)} for an image of {size}"
+        )
+    features = []
+    for one in images:
+        levels = [_look(model, one[None], scale, precision) for scale in scales]
+        with torch.no_grad():
+            features.append(
+                _find(levels, size, max_keypoints, threshold, nms_radius, subpixel, border)
+            )
+    return features if is_batch else features[0]
+
+
+@dataclass(frozen=True)
+class _Level:
+    """What the network sees at one scale: a heatmap (1, h, w), descriptors (D, hc, wc) or None."""
+
+    scale: float
+    heatmap: Tensor
+    descriptors: Tensor | None
+    computed_in: str
+
+    def factors(self, size: tuple[int, int]) -> Tensor:
+        """Exact factors (x, y) from an image of ``size`` to this level, whose sides are whole."""
+        height, width = self.heatmap.shape[-2:]
+        return self.heatmap.new_tensor([width / size[1], height / size[0]])
+
+
+def _look(model: nn.Module, image: Tensor, scale: float, precision: Precision) -> _Level:
+    height, width = (round(side * scale) for side in image.shape[-2:])
+    if scale != 1:
+        resized = F.interpolate(image, (height, width), mode="bicubic", antialias=scale < 1)
+        image = resized.clamp(0, 1)
+    maps, computed_in = network_maps(model, image, precision)
+    with torch.no_grad():
+        heatmap = decode_heatmap(maps["logits"])[:, :height, :width]
+    descriptors = maps["descriptors"][0] if "descriptors" in maps else None
+    return _Level(scale, heatmap, descriptors, computed_in)
+
+
+def _find(
+    levels: Sequence[_Level],
+    size: tuple[int, int],
+    max_keypoints: int | None,
+    threshold: float,
+    nms_radius: int,
+    subpixel: bool,
+    border: int,
+) -> Features:
+    finest = max(levels, key=lambda level: level.scale)
+    shape = (finest.heatmap.shape[-2], finest.heatmap.shape[-1])
+    ((found, scores),) = find_keypoints(
+        _agreement([level.heatmap for level in levels], shape),
+        [shape],
+        max_keypoints,
+        threshold,
+        round(nms_radius * finest.scale),
+        2 * max(1, round(2 * finest.scale)) + 1 if subpixel else 1,
+        round(border * finest.scale),
+    )
+    keypoints = (found + 0.5) / finest.factors(size) - 0.5
+    sampled = [
+        sample_descriptors(level.descriptors, (keypoints + 0.5) * level.factors(size) - 0.5)
+        for level in levels
+        if level.descriptors is not None
+    ]
+    descriptors = F.normalize(torch.stack(sampled).sum(0), dim=1) if sampled else None
+    return Features(keypoints, scores, descriptors, size, finest.computed_in)
+
+
+def _agreement(heatmaps: Sequence[Tensor], shape: tuple[int, int]) -> Tensor:
+    """Geometric mean of heatmaps (1, h, w), brought to one shape."""
+    if len(heatmaps) == 1:
+        return heatmaps[0]
+    same = [
+        F.interpolate(heatmap[None], shape, mode="bilinear", align_corners=False)[0]
+        for heatmap in heatmaps
+    ]
+    return torch.stack(same).clamp_min(_LEAST).log().mean(0).exp()

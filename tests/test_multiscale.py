@@ -1,0 +1,112 @@
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from superpoint_lib import MagicPoint, SuperPoint, extract, match
+from superpoint_lib.datasets import bundled_photos
+from superpoint_lib.geometry import resize_and_crop, warp_image, warp_points
+from superpoint_lib.multiscale import _agreement, extract_multiscale
+
+H_0TO1 = np.array([[0.9, 0.12, 20], [-0.1, 0.85, 30], [1e-4, -5e-5, 1]])
+
+
+@pytest.fixture(scope="module")
+def model():
+    return SuperPoint.from_pretrained("superpoint")
+
+
+@pytest.fixture(scope="module")
+def photo():
+    # Sides that are not multiples of 8, and whose enlargement is not a whole number of pixels.
+    return resize_and_crop(bundled_photos("benchmark")["motorcycle_left"], 181, 243)[0]
+
+
+def test_one_scale_is_extract(model, photo):
+    once = extract(model, photo, 100, precision="float32")
+    again = extract_multiscale(model, photo, (1.0,), 100, precision="float32")
+    torch.testing.assert_close(again.keypoints, once.keypoints, atol=1e-3, rtol=0)
+    assert torch.equal(again.keypoint_scores, once.keypoint_scores)
+    torch.testing.assert_close(again.descriptors, once.descriptors, atol=1e-3, rtol=0)
+    assert again.image_size == once.image_size == (181, 243)
+    assert again.computed_in == "float32"
+
+
+def test_agreement_is_the_geometric_mean():
+    first, second = torch.rand(2, 1, 6, 8).unbind(0)
+    torch.testing.assert_close(_agreement([first, second], (6, 8)), (first * second).sqrt())
+    # What one scale does not see is not there, however sure another is.
+    assert _agreement([torch.zeros(1, 6, 8), torch.ones(1, 6, 8)], (6, 8)).max() < 1e-3
+    assert _agreement([torch.full((1, 3, 4), 0.25), torch.ones(1, 6, 8)], (6, 8)).shape[1:] == (
+        6,
+        8,
+    )
+
+
+class Blob(torch.nn.Module):
+    """A network whose heatmap is the picture, and whose descriptors are constant."""
+
+    def __init__(self):
+        super().__init__()
+        self.unused = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, images):
+        cells = F.pixel_unshuffle(images.clamp(1e-6, 0.02), 8).log()
+        dustbin = torch.log1p(-cells.exp().sum(1, keepdim=True).clamp(max=0.999))
+        maps = torch.ones(len(images), 4, images.shape[2] // 8, images.shape[3] // 8)
+        return {"logits": torch.cat([cells, dustbin], 1), "descriptors": maps / 2}
+
+
+@pytest.mark.parametrize("scales", [(1.0,), (2.0,), (1.0, 1.5), (2.0, 1.0, 0.5)])
+def test_keypoints_are_where_they_are_at_any_scale(scales):
+    y, x = np.mgrid[:70, :90]
+    truth = np.array([[20.3, 30.6], [61.0, 42.25]])
+    image = sum(0.02 * np.exp(-((x - u) ** 2 + (y - v) ** 2) / 3) for u, v in truth)
+    features = extract_multiscale(Blob().eval(), image.astype(np.float32), scales, 2, nms_radius=8)
+    found = features.keypoints.numpy()
+    assert np.abs(found[np.argsort(found[:, 0])] - truth).max() < 0.3
+    torch.testing.assert_close(features.descriptors.norm(dim=1), torch.ones(2))
+
+
+def test_radius_and_border_are_in_pixels_of_the_image(model, photo):
+    features = extract_multiscale(
+        model, photo, (1.0, 2.0), None, nms_radius=6, border=10, subpixel=False
+    )
+    keypoints = features.keypoints
+    apart = (keypoints[:, None] - keypoints[None]).abs().amax(-1)
+    apart.fill_diagonal_(99)
+    assert len(keypoints) > 20 and apart.min() >= 6.4
+    assert keypoints.min() >= 9.5
+    assert (keypoints <= torch.tensor([243 - 10.5, 181 - 10.5])).all()
+
+
+def test_a_known_homography_is_matched_closer_than_at_one_scale(model, photo):
+    warped = warp_image(photo, H_0TO1)
+    errors = []
+    for scales in ((1.0,), (1.0, 2.0)):
+        first, second = (
+            extract_multiscale(model, image, scales, 200, precision="float32")
+            for image in (photo, warped)
+        )
+        matches, _ = match(first, second)
+        places = warp_points(first.keypoints[matches[:, 0]], H_0TO1)
+        distance = (places - second.keypoints[matches[:, 1]]).norm(dim=1)
+        errors.append(float(distance[distance <= 3].mean()))
+        assert (distance <= 3).float().mean() > 0.6
+    assert errors[1] < errors[0]
+
+
+def test_a_detector_alone_gives_no_descriptors_and_a_batch_a_list(photo):
+    detector = MagicPoint.from_pretrained("magicpoint")
+    batch = torch.from_numpy(photo)[None, None].repeat(2, 1, 1, 1)
+    both = extract_multiscale(detector, batch, max_keypoints=5)
+    assert [len(features) for features in both] == [5, 5]
+    assert both[0].descriptors is None
+    blank = extract_multiscale(detector, np.zeros((40, 40), np.float32), threshold=0.5)
+    assert len(blank) == 0
+
+
+@pytest.mark.parametrize("scales", [(), (0.0,), (-1.0, 1.0), (0.05,)])
+def test_scales_are_checked(model, photo, scales):
+    with pytest.raises(ValueError, match="scales must be positive"):
+        extract_multiscale(model, photo, scales)
