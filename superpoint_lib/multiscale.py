@@ -28,7 +28,7 @@ from superpoint_lib.extraction import (
 )
 from superpoint_lib.model import Precision
 
-_LEAST = 1e-8  # probability taken for none, whose logarithm is not finite
+_LEAST = 1e-8  # taken for less, whose logarithm may not be finite
 
 
 def extract_multiscale(
@@ -127,7 +127,7 @@ def _find(
     finest = max(levels, key=lambda level: level.scale)
     shape = (finest.heatmap.shape[-2], finest.heatmap.shape[-1])
     ((found, scores),) = find_keypoints(
-        _agreement([level.heatmap for level in levels], shape),
+        agreement([level.heatmap for level in levels], shape),
         [shape],
         max_keypoints,
         threshold,
@@ -145,8 +145,18 @@ def _find(
     return Features(keypoints, scores, descriptors, size, finest.computed_in)
 
 
-def _agreement(heatmaps: Sequence[Tensor], shape: tuple[int, int]) -> Tensor:
-    """Geometric mean of heatmaps (1, h, w), brought to one shape."""
+def agreement(heatmaps: Sequence[Tensor], shape: tuple[int, int]) -> Tensor:
+    """Geometric mean of heatmaps of one image at several scales.
+
+    Args:
+        heatmaps: (1, h, w) each, of probabilities; interpolated bilinearly to ``shape``.
+        shape: (H, W).
+
+    Returns:
+        (1, H, W) of ``(p_1 p_2 ... p_n)^(1/n)``, probabilities below 1e-8 taken as that.
+
+    Shown in notebook 06.
+    """
     if len(heatmaps) == 1:
         return heatmaps[0]
     same = [

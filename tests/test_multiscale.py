@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from superpoint_lib import MagicPoint, SuperPoint, extract, match
 from superpoint_lib.datasets import bundled_photos
 from superpoint_lib.geometry import resize_and_crop, warp_image, warp_points
-from superpoint_lib.multiscale import _agreement, extract_multiscale
+from superpoint_lib.multiscale import agreement, extract_multiscale
 
 H_0TO1 = np.array([[0.9, 0.12, 20], [-0.1, 0.85, 30], [1e-4, -5e-5, 1]])
 
@@ -32,12 +32,12 @@ def test_one_scale_is_extract(model, photo):
     assert again.computed_in == "float32"
 
 
-def test_agreement_is_the_geometric_mean():
+def testagreement_is_the_geometric_mean():
     first, second = torch.rand(2, 1, 6, 8).unbind(0)
-    torch.testing.assert_close(_agreement([first, second], (6, 8)), (first * second).sqrt())
+    torch.testing.assert_close(agreement([first, second], (6, 8)), (first * second).sqrt())
     # What one scale does not see is not there, however sure another is.
-    assert _agreement([torch.zeros(1, 6, 8), torch.ones(1, 6, 8)], (6, 8)).max() < 1e-3
-    assert _agreement([torch.full((1, 3, 4), 0.25), torch.ones(1, 6, 8)], (6, 8)).shape[1:] == (
+    assert agreement([torch.zeros(1, 6, 8), torch.ones(1, 6, 8)], (6, 8)).max() < 1e-3
+    assert agreement([torch.full((1, 3, 4), 0.25), torch.ones(1, 6, 8)], (6, 8)).shape[1:] == (
         6,
         8,
     )
