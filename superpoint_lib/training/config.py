@@ -172,7 +172,8 @@ RECIPES: dict[str, TrainConfig] = {
     "superpoint-further": replace(
         _SUPERPOINT,
         norm="none",
-        init="superpoint",
+        init="runs/superpoint-first.safetensors",
+        labels=("runs/labels2",),
         photometric="strong",
         homography="any-angle",
         position_weight=0.5,
