@@ -117,12 +117,14 @@ def test_bundled_superpoint_matches_a_shifted_image():
     model = bundled("superpoint")
     rng = np.random.default_rng(0)
     scene = np.kron(rng.integers(0, 256, (12, 16)), np.ones((16, 16))).astype(np.uint8)
-    features = [extract(model, scene[dy : dy + 160, dx : dx + 224]) for dx, dy in ((0, 0), (12, 5))]
+    views = (scene[dy : dy + 160, dx : dx + 224] for dx, dy in ((0, 0), (12, 5)))
+    # The best so many: how many exceed the threshold differs between trainings.
+    features = [extract(model, view, max_keypoints=100) for view in views]
     matches, _ = match(*features)
-    assert len(matches) >= 20
+    assert len(matches) >= 50
     moved = (
         features[0].keypoints[matches[:, 0]]
         - features[1].keypoints[matches[:, 1]]
         - torch.tensor([12.0, 5.0])
     )
-    assert float((moved.norm(dim=1) < 3).float().mean()) > 0.8
+    assert float((moved.norm(dim=1) < 3).float().mean()) > 0.9
