@@ -16,7 +16,6 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, make_dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -581,17 +580,16 @@ def _load_model(weights: str, device: str = "auto") -> MagicPoint:
 
 def _extractor(options: ExtractorOptions) -> Callable[[np.ndarray], Features]:
     """Load the model once; the result takes an image (H, W) to its features."""
-    from superpoint_lib.extraction import Features, extract
+    from superpoint_lib.extraction import Features
     from superpoint_lib.multiscale import extract_multiscale
 
     model = _load_model(options.weights, options.device)
-    one_scale = options.scales == (1.0,)
-    look = extract if one_scale else partial(extract_multiscale, scales=options.scales)
 
     def find(image: np.ndarray) -> Features:
-        features = look(
+        features = extract_multiscale(
             model,
             image,
+            options.scales,
             max_keypoints=options.max_keypoints,
             threshold=options.threshold,
             nms_radius=options.nms_radius,

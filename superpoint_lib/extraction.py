@@ -108,8 +108,8 @@ def extract(
 
     Precision: by itself the network computes in bfloat16 where the device multiplies it in hardware
     (``model.uses_bfloat16("auto", device)`` tells, and ``Features.computed_in`` afterwards), which
-    is faster. Keypoints move by about a hundredth of a pixel, and one or two in a hundred come or
-    go; results/precision.json says what that does to homographies. Ask for ``precision="float32"``
+    is faster. Keypoints move by a small part of a pixel, and some of the weakest come or go;
+    results/precision.json says what that does to homographies. Ask for ``precision="float32"``
     where the same numbers are wanted on every machine.
 
     Args:

@@ -18,7 +18,7 @@ def keep_freed_memory() -> bool:
 
     glibc gives large blocks back to the kernel as soon as they are freed, and the kernel hands
     them out again zeroed, page by page. A network frees and asks for the same few hundred megabytes
-    at every step: on a CPU a fifth of its time goes there.
+    at every step, and on a CPU that takes time.
 
     The setting is the process's, and lasts until its end: memory once taken is reused but not
     returned. So it is made where the long work starts (``training.train``,

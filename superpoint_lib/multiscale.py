@@ -21,6 +21,7 @@ from superpoint_lib.extraction import (
     MIN_IMAGE_SIZE,
     Features,
     decode_heatmap,
+    extract,
     find_keypoints,
     network_maps,
     prepare_images,
@@ -71,6 +72,10 @@ def extract_multiscale(
         ValueError: as ``extract``, and for scales that are none, not positive, or make the image
             smaller than 16 px.
     """
+    if tuple(scales) == (1.0,):
+        return extract(
+            model, image, max_keypoints, threshold, nms_radius, subpixel, border, precision
+        )
     images, is_batch = prepare_images(image)
     size = (images.shape[-2], images.shape[-1])
     if not scales or min(scales) * min(size) < MIN_IMAGE_SIZE:

@@ -34,7 +34,6 @@ from superpoint_lib.extraction import (
     Features,
     box_nms,
     decode_heatmap,
-    extract,
     extract_from_maps,
     match,
     network_maps,
@@ -208,12 +207,10 @@ def superpoint_extractor(
             "subpixel": subpixel,
             "precision": precision,
         }
-        if tuple(scales) == (1.0,):
-            if task.nms == "box":
-                return _extract_with_boxes(model, image, task, subpixel, precision)
-            return cast(Features, extract(model, image, **knobs))
         if task.nms == "box":
-            raise ValueError("suppression by boxes is for one scale: choose another protocol")
+            if tuple(scales) != (1.0,):
+                raise ValueError("suppression by boxes is for one scale: choose another protocol")
+            return _extract_with_boxes(model, image, task, subpixel, precision)
         return cast(Features, extract_multiscale(model, image, scales, **knobs))
 
     return extractor
