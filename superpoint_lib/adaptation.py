@@ -320,12 +320,41 @@ def adapted_keypoints(
 
     Derived in notebook 03.
     """
+    return heatmap_keypoints(_adapt_any_size(model, images, homographies, config), config)
+
+
+def _adapt_any_size(
+    model: nn.Module,
+    images: Tensor,
+    homographies: NDArray[np.float64] | Tensor,
+    config: AdaptConfig,
+) -> Tensor:
     height, width = images.shape[-2:]
     padded = functional.pad(
         images, (0, -width % CELL_SIZE, 0, -height % CELL_SIZE), mode="replicate"
     )
     heatmap, _ = adapt_heatmap(model, padded, homographies, config)
-    return heatmap_keypoints(heatmap[:, :height, :width].contiguous(), config)
+    return heatmap[:, :height, :width].contiguous()
+
+
+def keypoint_probabilities(heatmap: Tensor, keypoints: Tensor) -> Tensor:
+    """How likely one look at the picture is to find each keypoint where it is.
+
+    The aggregated response of a pixel is the mean over looks of the probability that the keypoint
+    is at that pixel; looks differ by a pixel or so, so the nine pixels around it are added up.
+
+    Args:
+        heatmap: (H, W), aggregated by "mean".
+        keypoints: (N, 2), (x, y) in its pixels.
+
+    Returns:
+        (N,) in [0, 1].
+
+    Derived in notebook 05.
+    """
+    sums = functional.avg_pool2d(heatmap[None], 3, 1, 1, divisor_override=1)[0]
+    x, y = keypoints.round().long().unbind(-1)
+    return sums[y.clamp(0, sums.shape[0] - 1), x.clamp(0, sums.shape[1] - 1)].clamp(0, 1)
 
 
 @dataclass(frozen=True)
@@ -434,15 +463,17 @@ def _label_batch(
     names = [batch[0][0].name] if config.share_warps else [job.name for job, _ in batch]
     drawn = np.stack([_picture_homographies(name, shape, config) for name in names])
     homographies = drawn[0] if config.share_warps else drawn
-    for (job, _), found in zip(
-        batch, adapted_keypoints(model, images, homographies, config), strict=True
-    ):
+    heatmaps = _adapt_any_size(model, images, homographies, config)
+    features = heatmap_keypoints(heatmaps, config)
+    for (job, _), heatmap, found in zip(batch, heatmaps, features, strict=True):
+        seen = keypoint_probabilities(heatmap, found.keypoints)
         save_labels(
             job.label,
             found.keypoints.cpu().numpy(),
             found.keypoint_scores.cpu().numpy(),
             shape,
             settings,
+            seen.cpu().numpy(),
         )
 
 

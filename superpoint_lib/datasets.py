@@ -1,9 +1,10 @@
 """Training samples: drawn shapes and photographs with pseudo-labels, as dictionaries of tensors.
 
 A sample with one view is ``{"image" (1, H, W), "labels" (H/8, W/8), "offsets" (2, H/8, W/8),
-"valid" (H/8, W/8)}``; with two views it has ``image0``, ``image1`` and so on, and ``H_0to1``
-(3, 3). Every dataset is map-style and unbounded: ``dataset[i]`` depends on the seed and ``i``
-alone, for any ``i >= 0``, so a run that resumes at step t needs to know nothing but t.
+"valid" (H/8, W/8)}``, and ``"targets"`` (65, H/8, W/8) where keypoints have probabilities; with two
+views it has ``image0``, ``image1`` and so on, and ``H_0to1`` (3, 3). Every dataset is map-style and
+unbounded: ``dataset[i]`` depends on the seed and ``i`` alone, for any ``i >= 0``, so a run that
+resumes at step t needs to know nothing but t.
 """
 
 from __future__ import annotations
@@ -30,9 +31,19 @@ from superpoint_lib.augmentation import (
     augment_homographic,
     augment_photometric,
 )
-from superpoint_lib.geometry import HOMOGRAPHY_PRESETS, HomographyConfig, resize_and_crop
+from superpoint_lib.geometry import (
+    HOMOGRAPHY_PRESETS,
+    HomographyConfig,
+    resize_and_crop,
+    warp_points,
+)
 from superpoint_lib.geometry.cells import CELL_SIZE
-from superpoint_lib.losses import cell_validity, keypoints_to_labels, label_offsets
+from superpoint_lib.losses import (
+    cell_validity,
+    keypoints_to_labels,
+    keypoints_to_targets,
+    label_offsets,
+)
 from superpoint_lib.paths import atomic_path, data_dir, list_images, read_gray, runs_dir
 from superpoint_lib.shapes import ShapesConfig, draw_sample
 
@@ -86,6 +97,7 @@ def make_views(
     homography: HomographyConfig,
     rng: np.random.Generator,
     border: int = 3,
+    probabilities: NDArray[np.floating] | None = None,
 ) -> Sample:
     """Turn a labelled picture into a training sample of one or two augmented views.
 
@@ -101,11 +113,14 @@ def make_views(
         homography: how warps are drawn; the "identity" preset turns them off.
         rng: source of every random choice.
         border: pixels by which the valid area of a warped view is eroded.
+        probabilities: (N,) in [0, 1], how likely each keypoint is to be seen; None for certain
+            ones.
 
     Returns:
         The sample described at the top of this module: labels are int64 in 0..64 (64 is the
         dustbin), ``offsets`` tell where in its pixel a keypoint is, ``valid`` is true for cells
-        whose 64 pixels all show the picture, and ``H_0to1`` is float32.
+        whose 64 pixels all show the picture, ``H_0to1`` is float32, and ``targets``, there if
+        ``probabilities`` are given, are those of ``losses.keypoints_to_targets``.
 
     Raises:
         ValueError: for other values of ``views`` and sizes that are not multiples of 8.
@@ -123,11 +138,18 @@ def make_views(
         # The frame of a picture that was not warped is no artefact: nothing is eroded.
         warped_valid = np.ones_like(warped_valid)
     if views == 1:
-        return _view(warped, warped_keypoints, warped_valid, "", photometric, rng)
-    everywhere = np.ones(image.shape, dtype=bool)
-    sample = _view(image, keypoints, everywhere, "0", photometric, rng)
-    sample |= _view(warped, warped_keypoints, warped_valid, "1", photometric, rng)
-    sample["H_0to1"] = torch.from_numpy(np.asarray(matrix, np.float32))
+        sample = _view(warped, warped_keypoints, warped_valid, "", photometric, rng)
+    else:
+        everywhere = np.ones(image.shape, dtype=bool)
+        sample = _view(image, keypoints, everywhere, "0", photometric, rng)
+        sample |= _view(warped, warped_keypoints, warped_valid, "1", photometric, rng)
+        sample["H_0to1"] = torch.from_numpy(np.asarray(matrix, np.float32))
+    if probabilities is not None:
+        homographies = {"": matrix} if views == 1 else {"0": np.eye(3), "1": matrix}
+        for suffix, H in homographies.items():
+            moved = warp_points(np.asarray(keypoints, np.float64), H)
+            targets = keypoints_to_targets(moved, probabilities, *image.shape)
+            sample[f"targets{suffix}"] = torch.from_numpy(targets)
     return sample
 
 
@@ -197,6 +219,8 @@ class Labels:
         keypoint_scores: (N,) float32, best first.
         size: (H, W) of the label image.
         settings: how the labels were made.
+        probabilities: (N,) float32 in [0, 1], how likely a look at the picture is to find each
+            keypoint (``adaptation.keypoint_probabilities``); None where the file has none.
 
     Convention: the label image is the picture after ``geometry.resize_and_crop(picture, *size)``,
     which is the picture itself when ``size`` is its own; ``read_label_image`` gives it.
@@ -206,6 +230,7 @@ class Labels:
     keypoint_scores: NDArray[np.float32]
     size: tuple[int, int]
     settings: dict[str, Any]
+    probabilities: NDArray[np.float32] | None = None
 
 
 def save_labels(
@@ -214,6 +239,7 @@ def save_labels(
     keypoint_scores: NDArray[np.floating],
     size: tuple[int, int],
     settings: dict[str, Any],
+    probabilities: NDArray[np.floating] | None = None,
 ) -> None:
     """Write a label file (``.npz``), whole or not at all; folders are made as needed.
 
@@ -223,20 +249,24 @@ def save_labels(
         keypoint_scores: (N,).
         size: (H, W) of the label image, see ``Labels``.
         settings: plain JSON types.
+        probabilities: (N,), see ``Labels``.
 
     Raises:
         ValueError: for arrays of other shapes.
     """
     _check_keypoints(path, keypoints, keypoint_scores)
+    arrays: dict[str, Any] = {
+        "keypoints": np.asarray(keypoints, np.float32),
+        "keypoint_scores": np.asarray(keypoint_scores, np.float32),
+        "size": np.asarray(size, np.int64),
+        "settings": np.asarray(json.dumps(settings, sort_keys=True)),
+    }
+    if probabilities is not None:
+        _check_keypoints(path, keypoints, probabilities)
+        arrays["probabilities"] = np.asarray(probabilities, np.float32)
 
     with atomic_path(path) as temporary:
-        np.savez(
-            temporary,
-            keypoints=np.asarray(keypoints, np.float32),
-            keypoint_scores=np.asarray(keypoint_scores, np.float32),
-            size=np.asarray(size, np.int64),
-            settings=np.asarray(json.dumps(settings, sort_keys=True)),
-        )
+        np.savez(temporary, **arrays)
 
 
 def load_labels(path: str | Path) -> Labels:
@@ -254,10 +284,11 @@ def load_labels(path: str | Path) -> Labels:
             keypoints, scores = file["keypoints"], file["keypoint_scores"]
             height, width = (int(side) for side in file["size"])
             settings = json.loads(str(file["settings"]))
+            probabilities = file.get("probabilities")
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is not a readable label file: {error}") from error
     _check_keypoints(path, keypoints, scores)
-    return Labels(keypoints, scores, (height, width), settings)
+    return Labels(keypoints, scores, (height, width), settings, probabilities)
 
 
 def _check_keypoints(path: str | Path, keypoints: NDArray[Any], scores: NDArray[Any]) -> None:
@@ -310,7 +341,7 @@ def crop_and_resize(
     width: int,
     crop: Literal["random", "centre"],
     rng: np.random.Generator,
-) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.bool_]]:
     """Cut a window of the wanted proportions out of a labelled picture and resize it.
 
     "centre" takes the largest window, in the middle. "random" draws its scale evenly between
@@ -325,7 +356,8 @@ def crop_and_resize(
         rng: source of the window; unused for "centre".
 
     Returns:
-        The (height, width) picture and the (M, 2) keypoints that are on it.
+        The (height, width) picture, the (M, 2) keypoints that are on it, and (N,) which of the
+        given ones they are.
 
     Convention: a window at (x0, y0) resized by s moves pixel x to s (x - x0 + 0.5) - 0.5. Window
     sides are whole pixels, so that the two scales may differ by less than one pixel in a side.
@@ -343,10 +375,14 @@ def crop_and_resize(
     resized = cv2.resize(region, (width, height), interpolation=interpolation)
     moved = ((keypoints - (x, y) + 0.5) * factor - 0.5).astype(np.float32)
     inside = ((moved >= -0.5) & (moved < (width - 0.5, height - 0.5))).all(1)
-    return np.asarray(resized, np.uint8), moved[inside]
+    return np.asarray(resized, np.uint8), moved[inside], inside
 
 
-Picture = tuple[NDArray[np.uint8], NDArray[np.float32]]
+@dataclass(frozen=True)
+class _Picture:
+    image: NDArray[np.uint8]
+    keypoints: NDArray[np.float32]
+    probabilities: NDArray[np.float32] | None
 
 
 class PhotoDataset(Dataset[Sample]):
@@ -377,6 +413,8 @@ class PhotoDataset(Dataset[Sample]):
         crop: "random" or "centre", see ``crop_and_resize``.
         border: erosion of the valid area of a warped view, in pixels.
         cache_bytes: most memory for decoded pictures.
+        threshold: least score of a label; those below it do not count.
+        targets: give samples ``targets`` too, from the probabilities of the labels.
 
     Attributes:
         pictures: paths of the pictures in use.
@@ -406,6 +444,8 @@ class PhotoDataset(Dataset[Sample]):
         crop: Literal["random", "centre"] = "random",
         border: int = 3,
         cache_bytes: int = 1 << 30,
+        threshold: float = 0.0,
+        targets: bool = False,
     ) -> None:
         _check_view_arguments(height, width, views)
         self.height = height
@@ -416,6 +456,8 @@ class PhotoDataset(Dataset[Sample]):
         self.views = views
         self.crop: Literal["random", "centre"] = crop
         self.border = border
+        self.threshold = threshold
+        self.targets = targets
         self.skipped: list[tuple[Path, str]] = []
         self._labels: dict[Path, Path] = {}
         for images, labels in _paired_folders(image_folders, label_folders):
@@ -424,9 +466,11 @@ class PhotoDataset(Dataset[Sample]):
         self.pictures = list(self._labels)
         self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
         if not self.pictures:
+            example = f" ({self.skipped[0][1]})" if self.skipped else ""
             raise ValueError(
-                f"none of the pictures in {_join(image_folders)} has labels in "
-                f"{_join(label_folders)}; make them with homographic adaptation (notebook 03)"
+                f"none of the pictures in {_join(image_folders)} has usable labels in "
+                f"{_join(label_folders)}{example}; make them with homographic adaptation "
+                "(notebook 03)"
             )
 
     def _find_labels(self, images: Path, labels: Path) -> None:
@@ -441,9 +485,9 @@ class PhotoDataset(Dataset[Sample]):
             else:
                 self.skipped.append((picture, f"no label file {label}"))
 
-    def _fill_cache(self, cache_bytes: int) -> dict[Path, Picture]:
+    def _fill_cache(self, cache_bytes: int) -> dict[Path, _Picture]:
         """Decode pictures until the cache is full; leave out the ones that cannot be read."""
-        cache: dict[Path, Picture] = {}
+        cache: dict[Path, _Picture] = {}
         pictures = list(self._labels)
         with ThreadPoolExecutor() as pool:
             for start in range(0, len(pictures) if cache_bytes else 0, _READ_CHUNK):
@@ -453,21 +497,32 @@ class PhotoDataset(Dataset[Sample]):
                         del self._labels[picture]
                     else:
                         cache[picture] = loaded
-                        cache_bytes -= loaded[0].nbytes + loaded[1].nbytes
+                        cache_bytes -= loaded.image.nbytes + loaded.keypoints.nbytes
                 if cache_bytes <= 0:
                     break
         return cache
 
-    def _try_load(self, picture: Path) -> Picture | None:
+    def _try_load(self, picture: Path) -> _Picture | None:
         try:
             labels = load_labels(self._labels[picture])
+            if self.targets and labels.probabilities is None:
+                raise ValueError(
+                    f"{self._labels[picture]} has no probabilities: make the labels again with "
+                    "homographic adaptation, into another folder"
+                )
             image = read_label_image(picture, labels.size)
         except (ValueError, OSError) as error:
             self.skipped.append((picture, str(error)))
             return None
-        return (image * 255).round().astype(np.uint8), labels.keypoints
+        kept = labels.keypoint_scores >= self.threshold
+        probabilities = labels.probabilities if self.targets else None
+        return _Picture(
+            (image * 255).round().astype(np.uint8),
+            labels.keypoints[kept],
+            None if probabilities is None else probabilities[kept],
+        )
 
-    def _picture(self, index: int) -> Picture:
+    def _picture(self, index: int) -> _Picture:
         epoch, position = divmod(index, len(self.pictures))
         if self._order[0] != epoch:
             rng = np.random.default_rng([self.seed, epoch, _ORDER_STREAM])
@@ -482,12 +537,19 @@ class PhotoDataset(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         _check_index(index)
         rng = np.random.default_rng([self.seed, index, _AUGMENTATION_STREAM])
-        cropped, keypoints = crop_and_resize(
-            *self._picture(index), self.height, self.width, self.crop, rng
+        picture = self._picture(index)
+        cropped, keypoints, kept = crop_and_resize(
+            picture.image, picture.keypoints, self.height, self.width, self.crop, rng
         )
-        image = cropped.astype(np.float32) / np.float32(255)
         return make_views(
-            image, keypoints, self.views, self.photometric, self.homography, rng, self.border
+            cropped.astype(np.float32) / np.float32(255),
+            keypoints,
+            self.views,
+            self.photometric,
+            self.homography,
+            rng,
+            self.border,
+            None if picture.probabilities is None else picture.probabilities[kept],
         )
 
 

@@ -97,6 +97,56 @@ def label_offsets(labels: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
     return offsets
 
 
+def keypoints_to_targets(
+    keypoints: np.ndarray, probabilities: np.ndarray, height: int, width: int
+) -> np.ndarray:
+    """What the detector should answer in each cell, where keypoints are more or less certain.
+
+    A keypoint of probability p between pixels gives each of the four around it p times its
+    bilinear weight; the dustbin takes what the pixels of a cell leave of 1. Where they add up to
+    more than 1, they are scaled down to that.
+
+    Args:
+        keypoints: (N, 2) positions (x, y) in pixels; what falls outside the image is dropped.
+        probabilities: (N,) in [0, 1], that a look at the picture finds the keypoint.
+        height, width: image size, multiples of 8.
+
+    Returns:
+        float32 (65, height / 8, width / 8), >= 0, of sum 1 in each cell; channel ``dy * 8 + dx`` is
+        a pixel of the cell, 64 the dustbin.
+
+    Raises:
+        ValueError: sizes that are not multiples of 8, or shapes that do not belong together.
+
+    Derived in notebook 05.
+    """
+    if height % CELL_SIZE or width % CELL_SIZE:
+        raise ValueError(
+            f"image size {height} x {width} is not a multiple of {CELL_SIZE}: resize or crop"
+        )
+    keypoints = np.asarray(keypoints, np.float64)
+    if keypoints.ndim != 2 or keypoints.shape[1] != 2 or len(keypoints) != len(probabilities):
+        raise ValueError(
+            f"keypoints and probabilities have shapes {keypoints.shape} and "
+            f"{np.shape(probabilities)}, expected (N, 2) as (x, y) and (N,)"
+        )
+    near = ((keypoints > -1) & (keypoints < (width, height))).all(1)
+    keypoints, probabilities = keypoints[near], np.asarray(probabilities)[near]
+    first = np.floor(keypoints)
+    weights = np.stack([1 - keypoints + first, keypoints - first])  # of the two pixels along x, y
+    heatmap = np.zeros((height, width))
+    for dy, dx in np.ndindex(2, 2):
+        x, y = (first + np.array((dx, dy))).astype(np.int64).T
+        inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+        mass = probabilities * weights[dx, :, 0] * weights[dy, :, 1]
+        np.add.at(heatmap, (y[inside], x[inside]), mass[inside])
+    rows, columns = height // CELL_SIZE, width // CELL_SIZE
+    blocks = heatmap.reshape(rows, CELL_SIZE, columns, CELL_SIZE).transpose(1, 3, 0, 2)
+    cells = blocks.reshape(DUSTBIN, rows, columns)
+    cells = cells / np.maximum(cells.sum(0), 1)
+    return np.concatenate([cells, 1 - cells.sum(0, keepdims=True)]).astype(np.float32)
+
+
 def cell_validity(valid: ArrayOrTensor) -> ArrayOrTensor:
     """Cells all of whose 64 pixels are valid.
 
@@ -132,7 +182,8 @@ def detector_loss(
 
     Args:
         logits: (B, 65, Hc, Wc).
-        labels: int64 (B, Hc, Wc), 0..64, see `keypoints_to_labels`.
+        labels: int64 (B, Hc, Wc), 0..64, see `keypoints_to_labels`; or float (B, 65, Hc, Wc),
+            the probability of each class, see `keypoints_to_targets`.
         valid: bool (B, Hc, Wc), or None for all.
         normalisation: "image" averages within each image, then over images; "batch" over all
             valid cells of the batch at once (the TensorFlow implementation of Pautrat and Sarlin).

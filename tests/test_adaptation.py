@@ -15,6 +15,7 @@ from superpoint_lib.adaptation import (
     adapted_keypoints,
     export_labels,
     heatmap_keypoints,
+    keypoint_probabilities,
 )
 from superpoint_lib.checkpoints import save_weights
 from superpoint_lib.config import replace, to_dict
@@ -269,6 +270,9 @@ def test_export_writes_a_label_file_for_each_picture(config, images):
         assert labels.size == (HEIGHT, WIDTH)
         assert 0 < len(labels.keypoints) <= 20
         assert (np.diff(labels.keypoint_scores) <= 0).all()
+        # The pixel itself is among the nine that are added up.
+        assert labels.probabilities is not None and (labels.probabilities <= 1).all()
+        assert (labels.probabilities >= labels.keypoint_scores - 1e-6).all()
         assert labels.settings["warps"] == 3 and len(labels.settings["weights_sha256"]) == 16
     dataset = PhotoDataset([images], [output], HEIGHT, WIDTH)
     assert len(dataset.pictures) == 3 and not dataset.skipped
@@ -445,6 +449,16 @@ def test_batch_normalised_weights_label_as_they_detect(config, weights, images):
     (found,) = heatmap_keypoints(decode_heatmap(logits), once)
     assert np.allclose(labels.keypoint_scores, found.keypoint_scores, rtol=1e-3)
     assert np.mean((labels.keypoints == found.keypoints.numpy()).all(1)) > 0.8
+
+
+def test_probabilities_add_up_the_nine_pixels_around():
+    heatmap = torch.zeros(6, 7)
+    heatmap[2, 3], heatmap[3, 4], heatmap[2, 5] = 0.5, 0.25, 0.125  # the last is two pixels away
+    heatmap[0, 0], heatmap[5, 6] = 0.75, 0.5
+    keypoints = torch.tensor([[3.4, 2.1], [-0.3, 0.2], [6.3, 5.3], [0.0, 5.0]])
+    found = keypoint_probabilities(heatmap, keypoints)
+    assert found.tolist() == pytest.approx([0.75, 0.75, 0.5, 0.0])
+    assert float(keypoint_probabilities(heatmap + 0.2, keypoints)[0]) == 1.0  # clipped
 
 
 def test_presets_named_in_the_defaults_exist():

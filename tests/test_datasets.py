@@ -170,6 +170,7 @@ def test_labels_come_back_as_they_were(tmp_path):
     keypoints = np.array([[1.25, 2.5], [3, 4]])
     save_labels(tmp_path / "a/b.npz", keypoints, np.array([0.5, 0.25]), (24, 32), {"warps": 100})
     labels = load_labels(tmp_path / "a/b.npz")
+    assert labels.probabilities is None
     assert np.array_equal(labels.keypoints, keypoints) and labels.keypoints.dtype == np.float32
     assert labels.keypoint_scores.tolist() == [0.5, 0.25]
     assert labels.size == (24, 32) and labels.settings == {"warps": 100}
@@ -219,7 +220,7 @@ def test_centre_crop_by_hand():
     image[4:6, 10:12] = 200
     # Window 16 x 16 at x0 = 8, halved: ((10.5 - 8 + .5) / 2 - .5, (4.5 + .5) / 2 - .5) = (1, 2).
     keypoints = np.array([[10.5, 4.5], [3, 3], [24, 3]], np.float32)
-    cropped, moved = crop_and_resize(image, keypoints, 8, 8, "centre", np.random.default_rng(0))
+    cropped, moved, _ = crop_and_resize(image, keypoints, 8, 8, "centre", np.random.default_rng(0))
     assert moved.tolist() == [[1, 2]]
     assert cropped[2, 1] == 200 and cropped.sum() == 200
 
@@ -232,7 +233,7 @@ def test_random_crops_move_keypoints_with_the_picture(shape):
     cv2.circle(image, (int(point[0, 0]), int(point[0, 1])), 3, 255, -1)
     seen = 0
     for _ in range(20):
-        cropped, moved = crop_and_resize(image, point, 48, 64, "random", rng)
+        cropped, moved, _ = crop_and_resize(image, point, 48, 64, "random", rng)
         assert cropped.shape == (48, 64)
         away = len(moved) and (moved > 8).all() and (moved < (55, 39)).all()
         if away:
@@ -270,6 +271,42 @@ def test_photo_sample_with_two_views(folders):
         assert sample[f"offsets{view}"].shape == (2, 6, 8)
         assert sample[f"offsets{view}"].dtype == torch.float32
     assert (sample["labels0"] < 64).sum() == 1
+
+
+def test_targets_follow_probabilities_scores_and_the_warp(tmp_path):
+    image = np.random.default_rng(0).integers(0, 255, (48, 64), np.uint8)
+    write_picture(tmp_path / "images/a.png", image)
+    keypoints = np.array([[20.0, 20.0], [44.25, 28.5], [30.0, 10.0]])
+    save_labels(
+        tmp_path / "labels/a.npz",
+        keypoints,
+        np.array([0.3, 0.2, 0.01]),
+        (48, 64),
+        {},
+        np.array([0.9, 0.4, 0.1]),
+    )
+    folders = [tmp_path / "images"], [tmp_path / "labels"]
+    dataset = PhotoDataset(*folders, 48, 64, seed=1, threshold=0.015, targets=True)
+    for sample in (dataset[0], dataset[1]):
+        # The keypoint below the threshold does not count.
+        assert float(1 - sample["targets0"][64].min()) == pytest.approx(0.9, abs=1e-5)
+        assert float((1 - sample["targets0"][64]).sum()) == pytest.approx(1.3, abs=1e-4)
+        moved = warp_points(keypoints[:2], sample["H_0to1"].numpy().astype(float))
+        heatmap = torch.pixel_shuffle(sample["targets1"][:64], 8)[0].numpy()
+        for (x, y), probability in zip(moved, (0.9, 0.4), strict=True):
+            if 3 < x < 60 and 3 < y < 44:
+                row, column = round(y), round(x)
+                near = heatmap[row - 2 : row + 3, column - 2 : column + 3]
+                assert near.sum() == pytest.approx(probability, abs=1e-4)
+                offset = np.arange(-2, 3)
+                assert column + (near.sum(0) @ offset) / near.sum() == pytest.approx(x, abs=1e-3)
+                assert row + (near.sum(1) @ offset) / near.sum() == pytest.approx(y, abs=1e-3)
+    assert "targets0" not in PhotoDataset(*folders, 48, 64)[0]
+
+
+def test_targets_need_labels_with_probabilities(folders):
+    with pytest.raises(ValueError, match=r"none of the pictures.*no probabilities"):
+        PhotoDataset([folders[0]], [folders[1]], 48, 64, targets=True)
 
 
 def test_each_epoch_shows_every_picture_once_in_another_order(folders):

@@ -27,6 +27,7 @@ from superpoint_lib.losses import (
     descriptor_sparse_loss,
     detector_loss,
     keypoints_to_labels,
+    keypoints_to_targets,
     label_offsets,
     position_loss,
     positive_pairs,
@@ -186,6 +187,51 @@ def test_offsets_and_labels_give_the_keypoints_back():
     pixels = _labelled_pixels(torch.from_numpy(labels)[None])[0].numpy()
     recovered = pixels + label_offsets(labels, keypoints).reshape(2, -1)
     np.testing.assert_allclose(recovered.T, keypoints, atol=1e-5)
+
+
+def test_targets_by_hand():
+    # Half certain, a quarter of a pixel right of (7, 2): three quarters stay in the first cell. A
+    # certain one at (12, 5.5) has two pixels; the last lies outside by more than a pixel.
+    keypoints = np.array([[7.25, 2.0], [12.0, 5.5], [17.5, 3.0]])
+    targets = keypoints_to_targets(keypoints, np.array([0.5, 1.0, 1.0]), 8, 16)
+    expected = np.zeros((65, 1, 2))
+    expected[2 * 8 + 7, 0, 0], expected[DUSTBIN, 0, 0] = 0.375, 0.625
+    expected[2 * 8 + 0, 0, 1] = 0.125
+    expected[[5 * 8 + 4, 6 * 8 + 4], 0, 1] = 0.5
+    expected[:, 0, 1] /= 1.125  # more than 1 in all
+    assert targets.dtype == np.float32
+    np.testing.assert_allclose(targets, expected, atol=1e-6)
+
+
+def test_targets_keep_position_and_probability():
+    # One keypoint in the middle of each of 20 cells: its cell's mean position and mass are its own.
+    cells = np.stack(np.meshgrid(np.arange(5), np.arange(4)), -1).reshape(-1, 2)
+    inside = rng(1).uniform(1, 6, cells.shape)
+    probabilities = rng(2).uniform(0, 1, len(cells))
+    targets = keypoints_to_targets(8 * cells + inside, probabilities, 32, 40)
+    pixels = targets[:DUSTBIN].reshape(64, -1)
+    np.testing.assert_allclose(pixels.sum(0), probabilities, atol=1e-6)
+    places = np.stack([np.arange(64) % 8, np.arange(64) // 8])
+    np.testing.assert_allclose((places @ pixels / pixels.sum(0)).T, inside, atol=1e-5)
+
+
+def test_targets_of_certain_whole_pixels_cost_what_labels_cost():
+    keypoints = np.array([[3.0, 4.0], [20.0, 9.0]])
+    labels = torch.from_numpy(keypoints_to_labels(keypoints, 16, 24, rng()))[None]
+    targets = torch.from_numpy(keypoints_to_targets(keypoints, np.ones(2), 16, 24))[None]
+    logits = torch.randn(1, 65, 2, 3, generator=torch.Generator().manual_seed(0))
+    valid = torch.tensor([[[True, True, False], [True, True, True]]])
+    torch.testing.assert_close(
+        detector_loss(logits, targets, valid), detector_loss(logits, labels, valid)
+    )
+
+
+def test_targets_without_keypoints_are_dustbins_and_wrong_shapes_refused():
+    assert (keypoints_to_targets(np.zeros((0, 2)), np.zeros(0), 16, 8)[DUSTBIN] == 1).all()
+    with pytest.raises(ValueError, match=r"\(3, 2\) and \(2,\)"):
+        keypoints_to_targets(np.zeros((3, 2)), np.ones(2), 16, 8)
+    with pytest.raises(ValueError, match="multiple of 8"):
+        keypoints_to_targets(np.zeros((1, 2)), np.ones(1), 20, 8)
 
 
 def test_position_loss_by_hand():

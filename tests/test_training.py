@@ -123,6 +123,7 @@ def test_recipes_can_be_built_from_plain_values():
         ({"descriptor_weight": 1.0}, "descriptor_weight"),
         ({"detector_weight": 0.0}, "detector_weight"),
         ({"data": "photos"}, "labels"),
+        ({"soft_targets": True}, "soft_targets"),
         ({"learning_rat": 1.0}, "learning_rat"),
         ({"learning_rate": "1e-3"}, "learning_rate"),
     ],
@@ -208,6 +209,22 @@ def test_the_positions_of_both_views_add_to_the_loss():
     assert expected > 0
     torch.testing.assert_close(losses["position"], expected)
     torch.testing.assert_close(losses["loss"], losses["detector"] + 0.5 * losses["position"])
+
+
+def test_soft_targets_ask_for_the_probabilities_of_the_labels():
+    config = replace(
+        TINY_PAIRS, data="photos", labels=("labels",), descriptor_weight=0.0, soft_targets=True
+    )
+    net, batch = make_model(config).eval(), batch_of(TINY_PAIRS)
+    generator = torch.Generator().manual_seed(0)
+    for i in "01":
+        shape = (len(batch["image0"]), 65, *batch[f"labels{i}"].shape[1:])
+        batch[f"targets{i}"] = torch.rand(shape, generator=generator).softmax(1)
+    expected = sum(
+        detector_loss(net(batch[f"image{i}"])["logits"], batch[f"targets{i}"], batch[f"valid{i}"])
+        for i in "01"
+    )
+    torch.testing.assert_close(pair_step(net, batch, config)["detector"], expected)
 
 
 def test_two_passes_give_each_view_its_own_statistics():

@@ -29,6 +29,7 @@ from superpoint_lib.training.facts import commit_name, machine_name
 #: What each variant changes.
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
+    "soft targets": {"soft_targets": True, "label_threshold": 0.0},
     "positions": {"position_weight": 0.5},
     "any angle": {"homography": "any-angle"},
     "strong changes of gray levels": {"photometric": "strong"},
@@ -57,8 +58,15 @@ class Options:
 
 def configuration(options: Options, name: str) -> TrainConfig:
     """The training of a variant: the recipe of the bundled weights, from finished ones on."""
-    further = {"norm": "none", "init": options.init, "learning_rate": 5e-4, "ema_decay": 0.99}
-    base = replace(RECIPES["superpoint"], **further, labels=(str(options.labels),))
+    further = {
+        "norm": "none",
+        "init": options.init,
+        "labels": (str(options.labels),),
+        "label_threshold": 0.015,
+        "learning_rate": 5e-4,
+        "ema_decay": 0.99,
+    }
+    base = replace(RECIPES["superpoint"], **further)
     return replace(base, steps=options.steps, **VARIANTS[name])
 
 

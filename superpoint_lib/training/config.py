@@ -24,6 +24,9 @@ class TrainConfig:
     False sends one after the other, as the published implementations do. ``descriptor_weight`` is
     lambda of the published loss; 0 trains the detector alone. ``position_weight`` weighs the loss
     of the refined positions (``losses.position_loss``); 0 leaves it out.
+    ``label_threshold`` is the least score of a photo's label. ``soft_targets`` asks the detector
+    for the probabilities of the labels (``losses.keypoints_to_targets``) instead of for every
+    keypoint with certainty.
     ``ema_decay`` 0 turns the moving average of the weights off, ``gradient_clip`` 0 the clipping of
     the gradient's norm. ``precision`` "auto" is bfloat16 where the processor multiplies it in
     hardware. ``workers`` None loads data in processes of its own on a GPU, in the training process
@@ -56,6 +59,8 @@ class TrainConfig:
 
     detector_weight: float = 1.0
     position_weight: float = 0.0
+    label_threshold: float = 0.0
+    soft_targets: bool = False
     descriptor_weight: float = 0.0
     descriptor_loss: Literal["hinge", "infonce", "sparse"] = "infonce"
     hinge: str = "default"
@@ -98,6 +103,11 @@ class TrainConfig:
             )
         if not self.detector_weight and not self.descriptor_weight:
             raise ConfigError("detector_weight and descriptor_weight are both 0: nothing to train")
+        if self.soft_targets and self.data != "photos":
+            raise ConfigError(
+                "soft_targets: drawn shapes are certain; probabilities come with the labels of "
+                f"photos, got data {self.data!r}"
+            )
         if self.data == "photos" and not self.labels:
             raise ConfigError(
                 "labels: training on photos needs a folder of pseudo-labels for each folder of "

@@ -75,6 +75,8 @@ def make_dataset(config: TrainConfig) -> ShapesDataset | PhotoDataset:
         homography,
         config.seed,
         config.views,
+        threshold=config.label_threshold,
+        targets=config.soft_targets,
     )
 
 

@@ -83,7 +83,8 @@ def pair_step(model: nn.Module, batch: Batch, config: TrainConfig, step: int = 0
 
 def _detector_losses(logits: Tensor, batch: Batch, config: TrainConfig, view: str) -> Losses:
     labels, valid = batch[f"labels{view}"], batch[f"valid{view}"]
-    detector = detector_loss(logits, labels, valid)
+    wanted = batch[f"targets{view}"] if config.soft_targets else labels
+    detector = detector_loss(logits, wanted, valid)
     losses = {"loss": config.detector_weight * detector, "detector": detector}
     if config.position_weight:
         position = position_loss(logits, labels, batch[f"offsets{view}"], valid)
