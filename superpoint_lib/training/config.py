@@ -168,6 +168,19 @@ _SUPERPOINT = replace(
     freeze_norm_after=0.85,
 )
 
+_FURTHER = replace(
+    _SUPERPOINT,
+    norm="none",
+    init="runs/superpoint-first.safetensors",
+    labels=("runs/labels2",),
+    photometric="strong",
+    homography="any-angle",
+    position_weight=0.5,
+    steps=3200,
+    learning_rate=5e-4,
+    ema_decay=0.999,
+)
+
 #: Ready configurations. magicpoint-synthetic, magicpoint-adapted, superpoint and superpoint-further
 #: train the bundled weights, each starting from the one before (``init``), the last on labels of a
 #: second round of adaptation and from folded weights, without normalisation. original-stage1 and
@@ -179,17 +192,15 @@ RECIPES: dict[str, TrainConfig] = {
         _PAIRS, height=120, width=160, steps=500, learning_rate=1e-3, freeze_norm_after=0.8
     ),
     "superpoint": _SUPERPOINT,
-    "superpoint-further": replace(
-        _SUPERPOINT,
-        norm="none",
-        init="runs/superpoint-first.safetensors",
-        labels=("runs/labels2",),
-        photometric="strong",
-        homography="any-angle",
-        position_weight=0.5,
-        steps=3200,
-        learning_rate=5e-4,
-        ema_decay=0.999,
+    "superpoint-further": _FURTHER,
+    "superpoint-soft": replace(
+        _FURTHER,
+        init="runs/superpoint-second.safetensors",
+        labels=("runs/labels3",),
+        position_weight=0.0,
+        soft_targets=True,
+        steps=2600,
+        learning_rate=1e-3,
     ),
     "original-stage1": replace(_ORIGINAL, learning_rate=0.01),
     "original-stage2": replace(
