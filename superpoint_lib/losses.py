@@ -571,14 +571,16 @@ def _infonce_one_way(
 ) -> Tensor:
     warped, usable = _landing(H, valid_source, valid_target, source)
     sampled = _sample(target, warped)
-    anchors = source.flatten(2) / temperature
-    found = (anchors * sampled).sum(1)
-    logits = anchors.transpose(1, 2) @ sampled
+    logits = (source.flatten(2) / temperature).transpose(1, 2) @ sampled
     with torch.no_grad():
+        left_out = torch.cdist(warped, warped) <= exclusion
+        left_out |= ~usable[:, None]
         # The diagonal always stays, so that no row is empty: an empty one has NaN gradients.
-        left_out = _within(warped[:, :, None], warped[:, None], exclusion) | ~usable[:, None]
         left_out.diagonal(dim1=1, dim2=2).fill_(False)
-    losses = logits.masked_fill_(left_out, -math.inf).logsumexp(2) - found
+    batch, cells = usable.shape
+    own_place = torch.arange(cells, device=logits.device).repeat(batch)
+    rows = logits.masked_fill_(left_out, -math.inf).flatten(0, 1)
+    losses = F.cross_entropy(rows, own_place, reduction="none").view(batch, cells)
     weights = usable.to(losses.dtype)
     return _mean((losses * weights).sum(1), weights.sum(1), "image")
 
