@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from superpoint_lib.geometry.homographies import homographies_from_corners, invert_homographies
+from superpoint_lib.geometry.homographies import homographies_from_corners
 
 
 @dataclass(frozen=True)
@@ -127,11 +127,10 @@ def sample_homographies(
         moved = moved + _translation(moved, config, rng)
     if config.rotation:
         moved = _rotated(moved, width / height, config, rng)
-    warped_to_picture = homographies_from_corners(
-        _unit_to_pixels(np.broadcast_to(patch, moved.shape), height, width),
+    return homographies_from_corners(
         _unit_to_pixels(moved, height, width),
+        _unit_to_pixels(np.broadcast_to(patch, moved.shape), height, width),
     )
-    return invert_homographies(warped_to_picture)
 
 
 def _centred_patch(ratio: float) -> np.ndarray:
