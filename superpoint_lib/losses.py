@@ -118,7 +118,7 @@ def keypoints_to_targets(
     Raises:
         ValueError: sizes that are not multiples of 8, or shapes that do not belong together.
 
-    Derived in notebook 05.
+    Derived in notebook 04.
     """
     if height % CELL_SIZE or width % CELL_SIZE:
         raise ValueError(

@@ -289,11 +289,11 @@ def test_an_unknown_stage_is_named_before_anything_runs(bench):
 def test_an_update_replaces_its_stage_and_keeps_the_others(bench, monkeypatch, tmp_path):
     monkeypatch.setattr(bench, "OUTPUT", tmp_path / "benchmark.json")
     monkeypatch.setattr(bench, "project_root", lambda: tmp_path)
-    bench.record({"matching": {"rows": [1]}, "drawing": {"rows": [1]}}, "make bench", fresh=True)
-    bench.record({"matching": {"rows": [2]}}, "make bench", fresh=False)
+    bench.record({"matching": {"rows": [1]}, "drawing": {"rows": [1]}}, fresh=True)
+    bench.record({"matching": {"rows": [2]}}, fresh=False)
     stages = json.loads(bench.OUTPUT.read_text())["stages"]
     assert stages == {"drawing": {"rows": [1]}, "matching": {"rows": [2]}}
-    bench.record({"matching": {"rows": [3]}}, "make bench", fresh=True)
+    bench.record({"matching": {"rows": [3]}}, fresh=True)
     assert list(json.loads(bench.OUTPUT.read_text())["stages"]) == ["matching"]
 
 

@@ -67,14 +67,14 @@ def _short(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def record(results: dict[str, Any], command: str, fresh: bool) -> None:
+def record(results: dict[str, Any], fresh: bool) -> None:
     """Write results/benchmark.json; stages that were not measured are kept unless ``fresh``."""
     earlier = {}
     if OUTPUT.is_file() and not fresh:
         earlier = json.loads(OUTPUT.read_text(encoding="utf-8"))["stages"]
     stages = earlier | results
     facts = {
-        "command": command,
+        "command": "make bench",
         "system": platform.platform(),
         "torch": torch.__version__,
         "stages": {name: stages[name] for name in STAGES if name in stages},
@@ -105,7 +105,7 @@ def main(arguments: Sequence[str]) -> None:
         print(f"  {took:.0f} s, peak memory {peak} GB", flush=True)
     print(f"{time.perf_counter() - started:.0f} s in all")
     if update or len(names) == len(STAGES):
-        record(results, "make bench", fresh=not update)
+        record(results, fresh=not update)
 
 
 if __name__ == "__main__":
