@@ -23,7 +23,8 @@ from superpoint_lib.geometry import (
 
 Image = NDArray[np.float32]
 
-_SHADE_DETAIL = 12  # the shade is made at the resolution where its kernel is about this wide
+#: The shade is made at the resolution where its kernel is about so many pixels wide.
+SHADE_DETAIL = 12
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def add_gaussian_noise(image: Image, sigma: tuple[float, float], rng: np.random.
     noise = np.empty_like(image)
     # OpenCV draws normal numbers four times as fast as numpy, from a generator of the thread.
     cv2.setRNGSeed(int(rng.integers(1 << 31)))
-    cv2.randn(noise, 0, rng.uniform(*sigma) / 255)
+    cv2.randn(noise, np.zeros(1), np.full(1, rng.uniform(*sigma) / 255))
     noise += image
     return noise
 
@@ -184,7 +185,7 @@ def add_shade(
     """
     height, width = image.shape
     side = rng.uniform(*kernel)
-    factor = max(1.0, min(side / _SHADE_DETAIL, min(height, width) / 16))
+    factor = max(1.0, min(side / SHADE_DETAIL, min(height, width) / 16))
     rows, columns = max(1, round(height / factor)), max(1, round(width / factor))
     mask = np.zeros((rows, columns), np.uint8)
     smaller = min(rows, columns)

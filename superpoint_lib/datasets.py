@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -153,6 +153,16 @@ def make_views(
     return sample
 
 
+class Labelled(NamedTuple):
+    """A picture (H, W), float32 in [0, 1] or uint8, its keypoints (N, 2), their probabilities (N,)
+    or None, and the generator that its augmentation draws from."""
+
+    image: NDArray[Any]
+    keypoints: NDArray[np.float32]
+    probabilities: NDArray[np.float32] | None
+    rng: np.random.Generator
+
+
 class ShapesDataset(Dataset[Sample]):
     """Synthetic shapes, drawn when they are asked for; no picture is ever seen twice.
 
@@ -198,10 +208,15 @@ class ShapesDataset(Dataset[Sample]):
         self.views = views
         self.border = border
 
-    def __getitem__(self, index: int) -> Sample:
+    def labelled(self, index: int) -> Labelled:
+        """Sample ``index`` before it is augmented."""
         _check_index(index)
         image, keypoints, _ = draw_sample(index, self.shapes, self.seed)
         rng = np.random.default_rng([self.seed, index, _AUGMENTATION_STREAM])
+        return Labelled(image, keypoints, None, rng)
+
+    def __getitem__(self, index: int) -> Sample:
+        image, keypoints, _, rng = self.labelled(index)
         return make_views(
             image, keypoints, self.views, self.photometric, self.homography, rng, self.border
         )
@@ -534,22 +549,28 @@ class PhotoDataset(Dataset[Sample]):
                 return loaded
         raise ValueError(f"none of the {len(self.pictures)} pictures can be read any more")
 
-    def __getitem__(self, index: int) -> Sample:
+    def labelled(self, index: int) -> Labelled:
+        """Sample ``index`` after cropping, before it is augmented."""
         _check_index(index)
         rng = np.random.default_rng([self.seed, index, _AUGMENTATION_STREAM])
         picture = self._picture(index)
         cropped, keypoints, kept = crop_and_resize(
             picture.image, picture.keypoints, self.height, self.width, self.crop, rng
         )
+        seen = picture.probabilities
+        return Labelled(cropped, keypoints, None if seen is None else seen[kept], rng)
+
+    def __getitem__(self, index: int) -> Sample:
+        image, keypoints, probabilities, rng = self.labelled(index)
         return make_views(
-            cropped.astype(np.float32) / np.float32(255),
+            image.astype(np.float32) / np.float32(255),
             keypoints,
             self.views,
             self.photometric,
             self.homography,
             rng,
             self.border,
-            None if picture.probabilities is None else picture.probabilities[kept],
+            probabilities,
         )
 
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from superpoint_lib.geometry import warp_points
+from superpoint_lib.geometry import adjugate, warp_points
 from superpoint_lib.geometry.cells import CELL_SIZE, DUSTBIN
 
 HingeNormalisation = Literal["valid", "batch", "all"]
@@ -318,13 +318,6 @@ def _warped_centers(H_0to1: Tensor, rows: int, columns: int) -> tuple[Tensor, Te
     return centers, warp_points(centers.expand(len(H_0to1), -1, -1), H_0to1)
 
 
-def _adjugate(H: Tensor) -> Tensor:
-    """The inverse up to scale, which is all a homography needs, without waiting for the device."""
-    a, b, c = H.unbind(-2)
-    cross = torch.linalg.cross
-    return torch.stack((cross(b, c), cross(c, a), cross(a, b)), dim=-1)
-
-
 def _within(a: Tensor, b: Tensor, distance: float) -> Tensor:
     """Euclidean distance <= ``distance``, broadcast; one reading for all losses, no square root."""
     return (a[..., 0] - b[..., 0]).square() + (a[..., 1] - b[..., 1]).square() <= distance**2
@@ -555,7 +548,7 @@ def descriptor_infonce_loss(
         d0, d1 = _promote(descriptors0), _promote(descriptors1)
         forward = _infonce_one_way(d0, d1, H_0to1, valid0, valid1, temperature, exclusion)
         backward = _infonce_one_way(
-            d1, d0, _adjugate(H_0to1), valid1, valid0, temperature, exclusion
+            d1, d0, adjugate(H_0to1), valid1, valid0, temperature, exclusion
         )
         return (forward + backward) / 2
 

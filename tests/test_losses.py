@@ -9,13 +9,12 @@ import torch.nn.functional as F
 from sklearn.metrics import log_loss
 
 from superpoint_lib.extraction import extract_from_maps, sample_descriptors
-from superpoint_lib.geometry import warp_points
+from superpoint_lib.geometry import adjugate, warp_points
 from superpoint_lib.geometry.cells import DUSTBIN
 from superpoint_lib.losses import (
     HINGE_LAMBDAS,
     HINGE_PRESETS,
     HingeConfig,
-    _adjugate,
     _labelled_pixels,
     _nearby_cells,
     _sample,
@@ -332,7 +331,7 @@ def test_nearby_cells_are_the_true_entries_of_the_full_table(distance):
 def test_the_adjugate_maps_back_in_float32():
     H = homographies(20, dtype=torch.float32)
     points = cell_centers(30, 40).expand(20, -1, -1)
-    back = warp_points(warp_points(points, H), _adjugate(H))
+    back = warp_points(warp_points(points, H), adjugate(H))
     torch.testing.assert_close(back, points, atol=0.02, rtol=0)
 
 

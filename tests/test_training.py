@@ -95,6 +95,13 @@ class Wrapped:
         sample = self.dataset[index]
         return self.action(sample) or sample if index == self.index else sample
 
+    def labelled(self, index):
+        sample = self.dataset.labelled(index)
+        return self.action(sample) or sample if index == self.index else sample
+
+    def __getattr__(self, name):
+        return getattr(self.dataset, name)
+
 
 def wrap_dataset(monkeypatch, index, action):
     monkeypatch.setattr(
@@ -533,6 +540,7 @@ def test_step_t_takes_samples_from_t_times_the_batch(tmp_path, monkeypatch):
     [
         replace(TINY_PAIRS, ema_decay=0.9, freeze_norm_after=0.5, gradient_clip=1.0),
         replace(TINY_PAIRS, descriptor_loss="sparse", optimizer="adam", precision="bf16"),
+        replace(TINY_PAIRS, augment_on="device", photometric="strong"),
     ],
 )
 def test_an_interrupted_run_resumes_exactly(tmp_path, monkeypatch, config):
@@ -676,6 +684,21 @@ def test_worker_processes_change_nothing(tmp_path):
     alone = run(TINY, tmp_path / "alone")
     helped = run(replace(TINY, workers=1), tmp_path / "helped")
     assert same_weights(alone.model, helped.model)
+
+
+def test_augmenting_on_the_device_trains_as_well(tmp_path):
+    """Other random numbers, but the loss falls as far, and workers change nothing."""
+    config = replace(TINY, steps=60, log_every=10)
+    losses = {
+        place: run(replace(config, augment_on=place), tmp_path / place).history[-1]["loss"]
+        for place in ("cpu", "device")
+    }
+    assert losses["device"] == pytest.approx(losses["cpu"], rel=0.15)
+    device = replace(TINY, augment_on="device")
+    alone = run(device, tmp_path / "alone")
+    helped = run(replace(device, workers=1), tmp_path / "helped")
+    assert same_weights(alone.model, helped.model)
+    assert not same_weights(alone.model, run(TINY, tmp_path / "loader").model)
 
 
 def test_a_worker_has_one_thread_and_the_network_keeps_its_own(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ pixels of a first picture to those of a second, ``x1 ~ H_0to1 x0`` in homogeneou
 
 from superpoint_lib.geometry.homographies import (
     Array,
+    adjugate,
     crop_homography,
     homographies_from_corners,
     invert_homographies,
@@ -30,6 +31,7 @@ from superpoint_lib.geometry.pictures import (
     warp_image,
     warp_images,
     warp_with_mask,
+    warp_with_masks,
 )
 from superpoint_lib.geometry.sampling import (
     HOMOGRAPHY_PRESETS,
@@ -44,6 +46,7 @@ __all__ = [
     "HomographyConfig",
     "Mode",
     "Padding",
+    "adjugate",
     "crop_homography",
     "homographies_from_corners",
     "invert_homographies",
@@ -58,4 +61,5 @@ __all__ = [
     "warp_images",
     "warp_points",
     "warp_with_mask",
+    "warp_with_masks",
 ]

@@ -87,6 +87,20 @@ def invert_homographies(H: Array) -> Array:
     return _invert(H.astype(np.float64)).astype(H.dtype if H.dtype.kind == "f" else np.float64)
 
 
+def adjugate(H: torch.Tensor) -> torch.Tensor:
+    """Invert homographies up to scale, which is all they need, without waiting for the device.
+
+    Args:
+        H: (..., 3, 3). Nothing is checked: a singular matrix gives one, too.
+
+    Returns:
+        (..., 3, 3), ``det(H)`` times the inverse.
+    """
+    a, b, c = H.unbind(-2)
+    cross = torch.linalg.cross
+    return torch.stack((cross(b, c), cross(c, a), cross(a, b)), dim=-1)
+
+
 _IDENTITY = np.eye(3)
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from superpoint_lib.geometry.homographies import (
     Array,
+    adjugate,
     crop_transform,
     invert_homographies,
     resize_transform,
@@ -234,9 +235,22 @@ def _warp_torch(
     padding: str,
     mode: str,
 ) -> torch.Tensor:
+    matrix = torch.from_numpy(inverse).to(images.device)
+    return _sample_warped(images, matrix, count, height, width, padding, mode)
+
+
+def _sample_warped(
+    images: torch.Tensor,
+    inverse: torch.Tensor,
+    count: int,
+    height: int,
+    width: int,
+    padding: str = "zeros",
+    mode: str = "bilinear",
+) -> torch.Tensor:
     work = torch.float64 if images.dtype == torch.float64 else torch.float32
     source_height, source_width = images.shape[-2:]
-    matrix = torch.from_numpy(inverse).to(work).to(images.device)[:, None, None]
+    matrix = inverse.to(work)[:, None, None]
     x = torch.arange(width, device=images.device, dtype=work)
     y = torch.arange(height, device=images.device, dtype=work)[:, None]
     u, v, w = (matrix[..., r, 0] * x + matrix[..., r, 1] * y + matrix[..., r, 2] for r in range(3))
@@ -330,6 +344,38 @@ def warp_with_mask(
     bounds = _mask_bounds(inverse[None], height, width, border)
     valid = _between(bounds, np.arange(width, dtype=np.float32))[0]
     return np.asarray(warped, image.dtype), np.asarray(valid)
+
+
+def warp_with_masks(
+    images: torch.Tensor, H: torch.Tensor, border: float = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Do ``warp_with_mask`` for a batch on its own device, without waiting for it.
+
+    Args:
+        images: (B, C, H, W), floating.
+        H: (B, 3, 3) float64 on the same device, from picture pixels to warped pixels. Nothing is
+            checked: that would be waiting.
+        border: as in ``valid_mask``.
+
+    Returns:
+        The warped pictures (B, C, H, W), and bool (B, H, W).
+    """
+    height, width = images.shape[-2:]
+    inverse = adjugate(H)
+    inverse = inverse / inverse.abs().amax((1, 2), keepdim=True)  # float32 is enough from here
+    warped = _sample_warped(images, inverse, len(images), height, width)
+    to_x, to_y, to_w = inverse.unbind(1)
+    ends = [(to_x, width), (to_y, height)]
+    lines = torch.stack(
+        [line for to, n in ends for line in (to + 0.5 * to_w, (n - 0.5) * to_w - to)], 1
+    )
+    slope = lines[..., :2].norm(dim=-1, keepdim=True)
+    lines = (lines / slope.clamp_min(1e-30)).to(images.dtype)[..., None, None]
+    x = torch.arange(width, device=images.device)
+    y = torch.arange(height, device=images.device)[:, None]
+    distances = lines[:, :, 0] * x + lines[:, :, 1] * y + lines[:, :, 2]
+    # Behind the horizon the source lies on the negative side of its lines.
+    return warped, (distances >= border).all(1) | (distances <= -border).all(1)
 
 
 def _between(bounds: Array, x: Array) -> Array:

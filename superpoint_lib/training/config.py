@@ -30,7 +30,9 @@ class TrainConfig:
     ``ema_decay`` 0 turns the moving average of the weights off, ``gradient_clip`` 0 the clipping of
     the gradient's norm. ``precision`` "auto" is bfloat16 where the processor multiplies it in
     hardware. ``workers`` None loads data in processes of its own on a GPU, in the training process
-    on a CPU, where they would compete for the cores.
+    on a CPU, where they would compete for the cores. ``augment_on`` "device" warps and changes
+    whole batches where the network is (``batches``), "cpu" sample by sample where they are loaded;
+    "auto" takes the GPU where there is one.
 
     Raises:
         ConfigError: values that contradict each other, naming the keys.
@@ -82,6 +84,7 @@ class TrainConfig:
     log_every: int = 50
     checkpoint_every: int = 500
     workers: int | None = None
+    augment_on: Literal["auto", "cpu", "device"] = "auto"
 
     def __post_init__(self) -> None:
         if self.views not in (1, 2):

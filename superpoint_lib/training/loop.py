@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from superpoint_lib.batches import Draws, RawSamples, collate_raw, make_batch
 from superpoint_lib.datasets import PhotoDataset, ShapesDataset
 from superpoint_lib.memory import keep_freed_memory
 from superpoint_lib.paths import write_json
@@ -177,8 +178,10 @@ def _batches(
     workers = config.workers
     if workers is None:
         workers = max(1, min(12, (os.cpu_count() or 1) - 2)) if on_gpu else 0
+    on_device = config.augment_on == "device" or (config.augment_on == "auto" and on_gpu)
     loader = DataLoader(
-        dataset,
+        RawSamples(dataset) if on_device else dataset,
+        collate_fn=collate_raw if on_device else None,
         batch_sampler=(list(range(i, i + share)) for i in starts),
         num_workers=workers,
         pin_memory=on_gpu,
@@ -186,8 +189,12 @@ def _batches(
         worker_init_fn=_start_worker,
         generator=torch.Generator(),
     )
-    for batch in loader:
-        yield {key: value.to(fabric.device, non_blocking=True) for key, value in batch.items()}
+    for step, loaded in enumerate(loader, start):
+        batch = {key: value.to(fabric.device, non_blocking=True) for key, value in loaded.items()}
+        if on_device:
+            draws = Draws(fabric.device, config.seed, step, fabric.global_rank)
+            batch = make_batch(batch, config.views, dataset.photometric, draws, dataset.border)
+        yield batch
 
 
 def _start_worker(worker: int) -> None:
