@@ -200,10 +200,11 @@ RECIPES: dict[str, TrainConfig] = {
         _FURTHER,
         init="runs/superpoint-second.safetensors",
         labels=("runs/labels3",),
+        photometric="coco_superpoint",
+        homography="coco",
         position_weight=0.0,
         soft_targets=True,
-        steps=2600,
-        learning_rate=1e-3,
+        steps=2000,
     ),
     "original-stage1": replace(_ORIGINAL, learning_rate=0.01),
     "original-stage2": replace(
