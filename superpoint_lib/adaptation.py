@@ -350,7 +350,7 @@ def keypoint_probabilities(heatmap: Tensor, keypoints: Tensor) -> Tensor:
     Returns:
         (N,) in [0, 1].
 
-    Derived in notebook 03.
+    Shown in notebook 03.
     """
     sums = functional.avg_pool2d(heatmap[None], 3, 1, 1, divisor_override=1)[0]
     x, y = keypoints.round().long().unbind(-1)

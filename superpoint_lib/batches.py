@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 
 from superpoint_lib.augmentation import SHADE_DETAIL, PhotometricConfig
 from superpoint_lib.datasets import PhotoDataset, Sample, ShapesDataset
-from superpoint_lib.geometry import sample_homographies, warp_points, warp_with_masks
+from superpoint_lib.geometry import sample_homographies, warp_batch_with_masks, warp_points
 from superpoint_lib.geometry.cells import CELL_SIZE, DUSTBIN
 from superpoint_lib.losses import cell_validity
 
@@ -101,7 +101,7 @@ def make_batch(
     H, keypoints = raw["H_0to1"], raw["keypoints"].double()
     probabilities = raw.get("probabilities")
     height, width = image.shape[-2:]
-    warped, valid = warp_with_masks(image, H, border)
+    warped, valid = warp_batch_with_masks(image, H, border)
     # The frame of a picture that was not warped is no artefact: nothing is eroded.
     still = (H - torch.eye(3, dtype=H.dtype, device=H.device)).abs().amax((1, 2)) < 1e-8
     valid = valid | still[:, None, None]

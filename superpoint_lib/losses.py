@@ -48,10 +48,7 @@ def keypoints_to_labels(
 
     Source: DeTone et al., SuperPoint (2018), section 3.4. Derived in notebook 02.
     """
-    if height % CELL_SIZE or width % CELL_SIZE:
-        raise ValueError(
-            f"image size {height} x {width} is not a multiple of {CELL_SIZE}: resize or crop"
-        )
+    _check_size(height, width)
     keypoints = np.asarray(keypoints, dtype=np.float64)
     if keypoints.ndim != 2 or keypoints.shape[1] != 2:
         raise ValueError(f"keypoints have shape {keypoints.shape}, expected (N, 2) as (x, y)")
@@ -69,6 +66,13 @@ def keypoints_to_labels(
     # The first of a cell wins: numpy keeps what is written last.
     labels[candidates[::-1] // DUSTBIN] = candidates[::-1] % DUSTBIN
     return labels.reshape(rows, columns)
+
+
+def _check_size(height: int, width: int) -> None:
+    if height % CELL_SIZE or width % CELL_SIZE:
+        raise ValueError(
+            f"image size {height} x {width} is not a multiple of {CELL_SIZE}: resize or crop"
+        )
 
 
 def label_offsets(labels: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
@@ -120,10 +124,7 @@ def keypoints_to_targets(
 
     Derived in notebook 04.
     """
-    if height % CELL_SIZE or width % CELL_SIZE:
-        raise ValueError(
-            f"image size {height} x {width} is not a multiple of {CELL_SIZE}: resize or crop"
-        )
+    _check_size(height, width)
     keypoints = np.asarray(keypoints, np.float64)
     if keypoints.ndim != 2 or keypoints.shape[1] != 2 or len(keypoints) != len(probabilities):
         raise ValueError(
@@ -319,7 +320,7 @@ def _warped_centers(H_0to1: Tensor, rows: int, columns: int) -> tuple[Tensor, Te
 
 
 def _within(a: Tensor, b: Tensor, distance: float) -> Tensor:
-    """Euclidean distance <= ``distance``, broadcast; one reading for all losses, no square root."""
+    """Euclidean distance <= ``distance``, broadcast, without a square root."""
     return (a[..., 0] - b[..., 0]).square() + (a[..., 1] - b[..., 1]).square() <= distance**2
 
 

@@ -28,8 +28,8 @@ from superpoint_lib.geometry import (
     HOMOGRAPHY_PRESETS,
     sample_homographies,
     valid_mask,
+    warp_batch_with_masks,
     warp_image,
-    warp_with_masks,
 )
 from superpoint_lib.losses import DUSTBIN, keypoints_to_labels, keypoints_to_targets, label_offsets
 
@@ -57,7 +57,7 @@ def only(**settings: object) -> PhotometricConfig:
 def test_warps_and_masks_are_those_of_the_checked_functions(preset):
     images = smooth_images(6, 48, 64)
     H = sample_homographies(6, 48, 64, HOMOGRAPHY_PRESETS[preset], np.random.default_rng(1))
-    warped, valid = warp_with_masks(images, torch.from_numpy(H), border=3)
+    warped, valid = warp_batch_with_masks(images, torch.from_numpy(H), border=3)
     expected = valid_mask(H, 48, 64, 3)
     assert (valid.numpy() != expected).mean() < 1e-4 and 0.2 < expected.mean() < 1
     for i in range(6):
@@ -74,7 +74,7 @@ def test_masks_behind_the_horizon_and_of_a_mirrored_view():
     flipped = np.array([[-1.0, 0, 40], [0, 1, 3], [0, 0, 1]])
     steep = np.array([[1.0, 0.1, 2], [0.2, 1, -3], [0.03, 0.01, 0.5]])
     H = np.stack([flipped, steep, -2.5 * flipped])
-    _, valid = warp_with_masks(smooth_images(3, 48, 64), torch.from_numpy(H), border=1)
+    _, valid = warp_batch_with_masks(smooth_images(3, 48, 64), torch.from_numpy(H), border=1)
     assert (valid.numpy() != valid_mask(H, 48, 64, 1)).mean() < 1e-3
     assert torch.equal(valid[0], valid[2]) and valid[0].any()
 

@@ -2,8 +2,8 @@
 
     python tools/ablate.py --labels runs/labels --steps 250    # writes results/ablations.json
 
-Each variant differs from ``plain`` in one setting and starts from the same weights with the same
-seed. All are measured on warped pairs of pictures that no network was trained on
+Each variant differs from ``plain`` in what it is named after and starts from the same weights with
+the same seed. All are measured on warped pairs of pictures that no network was trained on
 (``evaluation.mini.warped_pairs``); the intervals are paired bootstraps over pictures. Interrupted,
 the same command goes on where it stopped.
 """

@@ -28,10 +28,10 @@ from superpoint_lib.geometry.pictures import (
     resize_and_crop,
     resize_short_side,
     valid_mask,
+    warp_batch_with_masks,
     warp_image,
     warp_images,
     warp_with_mask,
-    warp_with_masks,
 )
 from superpoint_lib.geometry.sampling import (
     HOMOGRAPHY_PRESETS,
@@ -57,9 +57,9 @@ __all__ = [
     "sample_homographies",
     "transform_homography",
     "valid_mask",
+    "warp_batch_with_masks",
     "warp_image",
     "warp_images",
     "warp_points",
     "warp_with_mask",
-    "warp_with_masks",
 ]

@@ -228,20 +228,7 @@ def _warp_opencv(
 
 def _warp_torch(
     images: torch.Tensor,
-    inverse: np.ndarray,
-    count: int,
-    height: int,
-    width: int,
-    padding: str,
-    mode: str,
-) -> torch.Tensor:
-    matrix = torch.from_numpy(inverse).to(images.device)
-    return _sample_warped(images, matrix, count, height, width, padding, mode)
-
-
-def _sample_warped(
-    images: torch.Tensor,
-    inverse: torch.Tensor,
+    inverse: np.ndarray | torch.Tensor,
     count: int,
     height: int,
     width: int,
@@ -250,7 +237,7 @@ def _sample_warped(
 ) -> torch.Tensor:
     work = torch.float64 if images.dtype == torch.float64 else torch.float32
     source_height, source_width = images.shape[-2:]
-    matrix = inverse.to(work)[:, None, None]
+    matrix = torch.as_tensor(inverse, device=images.device).to(work)[:, None, None]
     x = torch.arange(width, device=images.device, dtype=work)
     y = torch.arange(height, device=images.device, dtype=work)[:, None]
     u, v, w = (matrix[..., r, 0] * x + matrix[..., r, 1] * y + matrix[..., r, 2] for r in range(3))
@@ -346,7 +333,7 @@ def warp_with_mask(
     return np.asarray(warped, image.dtype), np.asarray(valid)
 
 
-def warp_with_masks(
+def warp_batch_with_masks(
     images: torch.Tensor, H: torch.Tensor, border: float = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Do ``warp_with_mask`` for a batch on its own device, without waiting for it.
@@ -363,7 +350,7 @@ def warp_with_masks(
     height, width = images.shape[-2:]
     inverse = adjugate(H)
     inverse = inverse / inverse.abs().amax((1, 2), keepdim=True)  # float32 is enough from here
-    warped = _sample_warped(images, inverse, len(images), height, width)
+    warped = _warp_torch(images, inverse, len(images), height, width)
     to_x, to_y, to_w = inverse.unbind(1)
     ends = [(to_x, width), (to_y, height)]
     lines = torch.stack(

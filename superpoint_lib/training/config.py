@@ -184,9 +184,10 @@ _FURTHER = replace(
     ema_decay=0.999,
 )
 
-#: Ready configurations. magicpoint-synthetic, magicpoint-adapted, superpoint and superpoint-further
-#: train the bundled weights, each starting from the one before (``init``), the last on labels of a
-#: second round of adaptation and from folded weights, without normalisation. original-stage1 and
+#: Ready configurations. magicpoint-synthetic, magicpoint-adapted, superpoint, superpoint-further
+#: and superpoint-soft train the bundled weights, each starting from the one before (``init``), the
+#: last two on labels of a second and a third round of adaptation and from folded weights, without
+#: normalisation. original-stage1 and
 #: -stage2 (to be given stage 1's weights) are the training steps of SuperPoint-Pytorch's README,
 #: one-stage its loss as published, both heads from scratch.
 RECIPES: dict[str, TrainConfig] = {
