@@ -187,7 +187,8 @@ _FURTHER = replace(
 #: Ready configurations. magicpoint-synthetic, magicpoint-adapted, superpoint, superpoint-further
 #: and superpoint-soft train the bundled weights, each starting from the one before (``init``), the
 #: last two on labels of a second and a third round of adaptation and from folded weights, without
-#: normalisation. original-stage1 and
+#: normalisation. superpoint-open sees drawn shapes and pictures of open licences only, in one
+#: training from magicpoint-synthetic on (superpoint_lib/weights/README.md). original-stage1 and
 #: -stage2 (to be given stage 1's weights) are the training steps of SuperPoint-Pytorch's README,
 #: one-stage its loss as published, both heads from scratch.
 RECIPES: dict[str, TrainConfig] = {
@@ -206,6 +207,18 @@ RECIPES: dict[str, TrainConfig] = {
         position_weight=0.0,
         soft_targets=True,
         steps=2000,
+    ),
+    "superpoint-open": replace(
+        _FURTHER,
+        init="magicpoint-synthetic",
+        images=("data/open", "bundled"),
+        labels=("runs/labels-open/open", "runs/labels-open/training"),
+        photometric="coco_superpoint",
+        homography="coco",
+        position_weight=0.0,
+        soft_targets=True,
+        steps=2200,
+        learning_rate=1e-3,
     ),
     "original-stage1": replace(_ORIGINAL, learning_rate=0.01),
     "original-stage2": replace(
