@@ -61,7 +61,8 @@ class AdaptConfig:
             ``output/<folder name>/<relative stem>.npz`` for several.
         limit: label at most so many pictures, spread evenly over all of them; 0 labels all.
         warps: homographies for each picture, the identity included.
-        aggregation: "mean" of the responses of the warps that see a pixel, or their "max".
+        aggregation: "mean" of the responses of the warps that see a pixel, or their "max", whose
+            labels have no probabilities.
         threshold: least aggregated response of a keypoint, in [0, 1].
         nms_radius: radius of non-maximum suppression, in pixels.
         top_k: most keypoints for a picture, best first; 0 keeps all.
@@ -466,14 +467,16 @@ def _label_batch(
     heatmaps = _adapt_any_size(model, images, homographies, config)
     features = heatmap_keypoints(heatmaps, config)
     for (job, _), heatmap, found in zip(batch, heatmaps, features, strict=True):
-        seen = keypoint_probabilities(heatmap, found.keypoints)
+        # The largest response of many looks says nothing about how often one finds the keypoint.
+        mean = config.aggregation == "mean"
+        seen = keypoint_probabilities(heatmap, found.keypoints).cpu().numpy() if mean else None
         save_labels(
             job.label,
             found.keypoints.cpu().numpy(),
             found.keypoint_scores.cpu().numpy(),
             shape,
             settings,
-            seen.cpu().numpy(),
+            seen,
         )
 
 

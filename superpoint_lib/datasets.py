@@ -523,7 +523,7 @@ class PhotoDataset(Dataset[Sample]):
             if self.targets and labels.probabilities is None:
                 raise ValueError(
                     f"{self._labels[picture]} has no probabilities: make the labels again with "
-                    "homographic adaptation, into another folder"
+                    'homographic adaptation (aggregation "mean"), into another folder'
                 )
             image = read_label_image(picture, labels.size)
         except (ValueError, OSError) as error:

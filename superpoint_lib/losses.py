@@ -11,6 +11,7 @@ Derived in notebook 04.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -233,22 +234,100 @@ def position_loss(
     Derived in notebook 04.
     """
     with _full_precision(logits):
-        log_heatmap = F.pixel_shuffle(_promote(logits).log_softmax(1)[:, :-1], CELL_SIZE)[:, 0]
         label = _labelled_pixels(labels)
-        with torch.no_grad():
-            near, dx, dy = _window(log_heatmap, label, 2 * reach + 1)
-            value, highest = near.max(-1)
-            peak = label + torch.stack((dx[highest], dy[highest]), dim=1)
-        near, dx, dy = _window(log_heatmap, peak, window)
-        mass = near.softmax(-1)
-        refined = peak + torch.stack(((mass * dx).sum(-1), (mass * dy).sum(-1)), dim=1)
-        true = label + offsets.flatten(2).to(mass)
-        losses = F.huber_loss(refined, true, reduction="none").sum(1)
+        found, value = _find_near(_log_heatmap(logits), label, reach, window)
+        true = label + offsets.flatten(2).to(found)
+        losses = F.huber_loss(found, true, reduction="none").sum(1)
         counted = (labels < DUSTBIN).flatten(1) & (value > math.log(threshold))
         weights = counted.to(losses.dtype)
         if valid is not None:
             weights = weights * valid.flatten(1)
         return _mean((losses * weights).sum(1), weights.sum(1), "image")
+
+
+def agreement_loss(
+    logits0: Tensor,
+    logits1: Tensor,
+    labels0: Tensor,
+    H_0to1: Tensor,
+    valid1: Tensor | None = None,
+    threshold: float = 0.015,
+    reach: int = 3,
+    window: int = 5,
+) -> Tensor:
+    """How far the keypoints of two views lie apart, as extraction finds and refines them.
+
+    Near each label of view 0 a keypoint is found in it as in `position_loss`, then another one in
+    view 1 near where the first lands; the loss is Huber's of their distances in x and y, as there.
+    Labels only say where to look: a keypoint may lie elsewhere, as long as both views agree. Alone,
+    this asks for nothing but flat heatmaps or constant ones, so it goes beside `detector_loss`.
+
+    Args:
+        logits0: (B, 65, Hc, Wc) of view 0.
+        logits1: the same of view 1.
+        labels0: int64 (B, Hc, Wc), 0..64, of view 0.
+        H_0to1: (B, 3, 3), pixels of view 0 to pixels of view 1.
+        valid1: bool (B, Hc, Wc) of view 1, or None for all.
+        threshold: least probability of the highest pixel near a label, in both views, exclusive.
+        reach: how far the highest pixel is looked for, in pixels along x and y.
+        window: side of the window in pixels, odd; pixels outside the image do not count.
+
+    Returns:
+        Scalar, >= 0: mean over the labels that count in an image, then over images.
+
+    Source: the idea is that of the position loss of Christiansen et al., UnsuperPoint (2019), which
+    regresses positions where this reads them off the heatmap. Derived in notebook 04.
+    """
+    with _full_precision(logits0):
+        found0, value0 = _find_near(_log_heatmap(logits0), _labelled_pixels(labels0), reach, window)
+        moved = warp_points(found0.mT, H_0to1.to(found0)).mT
+        pixel, inside = _pixels_of(moved, logits1.shape[2:])
+        found1, value1 = _find_near(_log_heatmap(logits1), pixel, reach, window)
+        counted = inside & (labels0 < DUSTBIN).flatten(1)
+        counted = counted & (torch.minimum(value0, value1) > math.log(threshold))
+        if valid1 is not None:
+            cell = (pixel[:, 1] // CELL_SIZE) * valid1.shape[2] + pixel[:, 0] // CELL_SIZE
+            counted = counted & valid1.flatten(1).gather(1, cell)
+        # Points at infinity are replaced: times a weight of 0 they would still be infinite.
+        moved = torch.where(inside[:, None], moved, pixel.to(moved))
+        losses = F.huber_loss(found1, moved, reduction="none").sum(1)
+        weights = counted.to(losses.dtype)
+        return _mean((losses * weights).sum(1), weights.sum(1), "image")
+
+
+def _log_heatmap(logits: Tensor) -> Tensor:
+    """(B, 8 Hc, 8 Wc): the logarithm of `extraction.decode_heatmap`."""
+    return F.pixel_shuffle(_promote(logits).log_softmax(1)[:, :-1], CELL_SIZE)[:, 0]
+
+
+def _pixels_of(points: Tensor, cells: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Whole pixels (B, 2, N) of points, moved to the nearest of the image, and which were in it."""
+    x, y = points.detach().round().nan_to_num(-1.0, -1.0, -1.0).unbind(1)
+    height, width = (CELL_SIZE * n for n in cells)
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    return torch.stack((x.clamp(0, width - 1), y.clamp(0, height - 1)), 1).long(), inside
+
+
+def _find_near(
+    log_heatmap: Tensor, pixels: Tensor, reach: int, window: int
+) -> tuple[Tensor, Tensor]:
+    """The keypoints that extraction would find near some pixels, differentiably.
+
+    Args:
+        log_heatmap: (B, H, W).
+        pixels: int64 (B, 2, N) as (x, y), inside the image.
+        reach, window: as in `position_loss`.
+
+    Returns:
+        Keypoints (B, 2, N), and the log heatmap (B, N) at the highest pixel of each.
+    """
+    with torch.no_grad():
+        near, dx, dy = _window(log_heatmap, pixels, 2 * reach + 1)
+        value, highest = near.max(-1)
+        peak = pixels + torch.stack((dx[highest], dy[highest]), dim=1)
+    near, dx, dy = _window(log_heatmap, peak, window)
+    mass = near.softmax(-1)
+    return peak + torch.stack(((mass * dx).sum(-1), (mass * dy).sum(-1)), dim=1), value
 
 
 def _window(heatmap: Tensor, centre: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:

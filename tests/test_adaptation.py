@@ -451,6 +451,13 @@ def test_batch_normalised_weights_label_as_they_detect(config, weights, images):
     assert np.mean((labels.keypoints == found.keypoints.numpy()).all(1)) > 0.8
 
 
+def test_labels_of_the_largest_response_have_no_probabilities(config, images):
+    export_labels(replace(config, aggregation="max"), progress=False)
+    assert load_labels(Path(config.output) / "a.npz").probabilities is None
+    with pytest.raises(ValueError, match=r'no probabilities.*"mean"'):
+        PhotoDataset([images], [config.output], HEIGHT, WIDTH, targets=True)
+
+
 def test_probabilities_add_up_the_nine_pixels_around():
     heatmap = torch.zeros(6, 7)
     heatmap[2, 3], heatmap[3, 4], heatmap[2, 5] = 0.5, 0.25, 0.125  # the last is two pixels away

@@ -18,6 +18,7 @@ from superpoint_lib.losses import (
     _labelled_pixels,
     _nearby_cells,
     _sample,
+    agreement_loss,
     cell_centers,
     cell_validity,
     descriptor_hinge_loss,
@@ -298,6 +299,71 @@ def test_position_loss_has_right_gradients():
     labels = torch.tensor([[[0, 63], [64, 20]]])
     offsets = torch.rand(1, 2, 2, 2, generator=generator, dtype=torch.float64) - 0.5
     assert torch.autograd.gradcheck(lambda x: position_loss(x, labels, offsets), logits)
+
+
+SHIFT = torch.tensor([[[1.0, 0, 8], [0, 1, 0], [0, 0, 1]]])
+
+
+def two_pixels(columns: int, *pixels: int) -> torch.Tensor:
+    """Logits (1, 65, 1, columns): pixels of the second cell, in equal parts; else the dustbin."""
+    logits = torch.full((1, 65, 1, columns), -100.0)
+    logits[0, 64] = 0.0
+    logits[0, list(pixels), 0, 1] = 100.0
+    return logits
+
+
+def test_agreement_loss_by_hand():
+    # View 0: its keypoint lies between pixels 3 and 4 of the second cell's first row, at x = 11.5.
+    logits0, labels0 = two_pixels(4, 3, 4), torch.tensor([[[64, 2, 64, 64]]])
+    # View 1, shifted by a cell: 19.5 would agree, 20 and row 1 is (0.5, 1) off.
+    same = two_pixels(4, 3, 4).roll(1, 3)
+    assert agreement_loss(logits0, same, labels0, SHIFT).item() == pytest.approx(0, abs=1e-6)
+    off = two_pixels(4, 8 + 4).roll(1, 3)
+    expected = 0.5**2 / 2 + 1 / 2
+    assert agreement_loss(logits0, off, labels0, SHIFT).item() == pytest.approx(expected, abs=1e-6)
+    # The label is where to look, not what to find: a pixel further, the same.
+    assert agreement_loss(logits0, off, labels0 + 1, SHIFT).item() == pytest.approx(expected)
+    # Half as large again, x = 11.5 lands at 17.25.
+    larger = torch.diag(torch.tensor([1.5, 1.0, 1.0]))[None]
+    at_17 = two_pixels(4, 1).roll(1, 3)
+    expected = 0.25**2 / 2
+    assert agreement_loss(logits0, at_17, labels0, larger).item() == pytest.approx(expected)
+
+
+def test_agreement_loss_counts_what_both_views_show():
+    logits0, labels0 = two_pixels(4, 3, 4), torch.tensor([[[64, 2, 64, 64]]])
+    off = two_pixels(4, 8 + 4).roll(1, 3)
+    valid = torch.tensor([[[True, True, False, True]]])
+    assert agreement_loss(logits0, off, labels0, SHIFT, ~valid).item() > 0
+    assert agreement_loss(logits0, off, labels0, SHIFT, valid).item() == 0
+    # Nothing likely there, no label, landing outside, and beyond the horizon.
+    empty = torch.full_like(off, -100.0)
+    empty[:, 64] = 5.0
+    horizon = torch.tensor([[[1.0, 0, 0], [0, 1, 0], [-1 / 11.5, 0, 1]]])
+    for view1, labels, H in (
+        (empty, labels0, SHIFT),
+        (off, torch.full_like(labels0, 64), SHIFT),
+        (off, labels0, torch.tensor([[[1.0, 0, 80], [0, 1, 0], [0, 0, 1]]])),
+        (off, labels0, horizon),
+    ):
+        assert agreement_loss(logits0, view1, labels, H).item() == 0
+    # The mean over the keypoints of a picture, then over the pictures.
+    both = agreement_loss(
+        logits0.repeat(2, 1, 1, 1), torch.cat((off, empty)), labels0.repeat(2, 1, 1), SHIFT
+    )
+    assert both.item() == pytest.approx(agreement_loss(logits0, off, labels0, SHIFT).item() / 2)
+
+
+def test_agreement_loss_moves_both_views_and_has_right_gradients():
+    generator = torch.Generator().manual_seed(0)
+    shape = (1, 65, 3, 4)
+    logits = [torch.randn(shape, generator=generator, dtype=torch.float64) for _ in "01"]
+    logits = [one.requires_grad_() for one in logits]
+    labels = torch.randint(0, 65, (1, 3, 4), generator=generator)
+    H = torch.tensor([[[0.9, 0.1, 3], [-0.1, 1.1, 2], [1e-3, 0, 1]]], dtype=torch.float64)
+    agreement_loss(*logits, labels, H).backward()
+    assert all(one.grad is not None and one.grad.abs().sum() > 0 for one in logits)
+    assert torch.autograd.gradcheck(lambda a, b: agreement_loss(a, b, labels, H), logits)
 
 
 def test_cell_centers_are_row_major_at_8i_plus_3_5():

@@ -17,6 +17,7 @@ from superpoint_lib.checkpoints import load_weights, save_weights
 from superpoint_lib.config import ConfigError, replace, to_dict
 from superpoint_lib.datasets import save_labels
 from superpoint_lib.losses import (
+    agreement_loss,
     descriptor_infonce_loss,
     detector_loss,
     keypoints_to_labels,
@@ -216,6 +217,19 @@ def test_the_positions_of_both_views_add_to_the_loss():
     assert expected > 0
     torch.testing.assert_close(losses["position"], expected)
     torch.testing.assert_close(losses["loss"], losses["detector"] + 0.5 * losses["position"])
+
+
+def test_the_agreement_of_both_views_adds_to_the_loss():
+    config = replace(TINY_PAIRS, agreement_weight=0.5, descriptor_weight=0.0)
+    net, batch = make_model(config).eval(), batch_of(config)
+    losses = pair_step(net, batch, config)
+    logits = [net(batch[f"image{i}"])["logits"] for i in "01"]
+    expected = agreement_loss(*logits, batch["labels0"], batch["H_0to1"], batch["valid1"])
+    assert expected > 0
+    torch.testing.assert_close(losses["agreement"], expected)
+    torch.testing.assert_close(losses["loss"], losses["detector"] + 0.5 * expected)
+    with pytest.raises(ConfigError, match="agreement_weight: needs views 2"):
+        replace(TINY, agreement_weight=0.5)
 
 
 def test_soft_targets_ask_for_the_probabilities_of_the_labels():

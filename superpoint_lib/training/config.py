@@ -23,7 +23,8 @@ class TrainConfig:
     through the network together, so that batch normalisation sees them with the same statistics;
     False sends one after the other, as the published implementations do. ``descriptor_weight`` is
     lambda of the published loss; 0 trains the detector alone. ``position_weight`` weighs the loss
-    of the refined positions (``losses.position_loss``); 0 leaves it out.
+    of the refined positions (``losses.position_loss``), ``agreement_weight`` that of their
+    agreement between both views (``losses.agreement_loss``); 0 leaves them out.
     ``label_threshold`` is the least score of a photo's label. ``soft_targets`` asks the detector
     for the probabilities of the labels (``losses.keypoints_to_targets``) instead of for every
     keypoint with certainty.
@@ -61,6 +62,7 @@ class TrainConfig:
 
     detector_weight: float = 1.0
     position_weight: float = 0.0
+    agreement_weight: float = 0.0
     label_threshold: float = 0.0
     soft_targets: bool = False
     descriptor_weight: float = 0.0
@@ -104,6 +106,8 @@ class TrainConfig:
                 "descriptor_weight: a descriptor loss needs model 'superpoint' and views 2, got "
                 f"model {self.model!r} and views {self.views}"
             )
+        if self.agreement_weight and self.views != 2:
+            raise ConfigError(f"agreement_weight: needs views 2, got views {self.views}")
         if not self.detector_weight and not self.descriptor_weight:
             raise ConfigError("detector_weight and descriptor_weight are both 0: nothing to train")
         if self.soft_targets and self.data != "photos":
@@ -184,13 +188,24 @@ _FURTHER = replace(
     ema_decay=0.999,
 )
 
-#: Ready configurations. magicpoint-synthetic, magicpoint-adapted, superpoint, superpoint-further
-#: and superpoint-soft train the bundled weights, each starting from the one before (``init``), the
-#: last two on labels of a second and a third round of adaptation and from folded weights, without
-#: normalisation. superpoint-open sees drawn shapes and pictures of open licences only, in one
-#: training from magicpoint-synthetic on (superpoint_lib/weights/README.md). original-stage1 and
-#: -stage2 (to be given stage 1's weights) are the training steps of SuperPoint-Pytorch's README,
-#: one-stage its loss as published, both heads from scratch.
+_SOFT = replace(
+    _FURTHER,
+    init="runs/superpoint-second.safetensors",
+    labels=("runs/labels3",),
+    photometric="coco_superpoint",
+    homography="coco",
+    position_weight=0.0,
+    soft_targets=True,
+    steps=2000,
+)
+
+#: Ready configurations. magicpoint-synthetic, magicpoint-adapted, superpoint, superpoint-further,
+#: superpoint-soft and superpoint-agreement train the bundled weights, each starting from the one
+#: before (``init``), the last three on labels of a second and a third round of adaptation and from
+#: folded weights, without normalisation. superpoint-open sees drawn shapes and pictures of open
+#: licences only, in one training from magicpoint-synthetic on (superpoint_lib/weights/README.md).
+#: original-stage1 and -stage2 (to be given stage 1's weights) are the training steps of
+#: SuperPoint-Pytorch's README, one-stage its loss as published, both heads from scratch.
 RECIPES: dict[str, TrainConfig] = {
     "magicpoint-synthetic": TrainConfig(steps=1500, freeze_norm_after=0.85, gradient_clip=5.0),
     "magicpoint-adapted": replace(
@@ -198,25 +213,15 @@ RECIPES: dict[str, TrainConfig] = {
     ),
     "superpoint": _SUPERPOINT,
     "superpoint-further": _FURTHER,
-    "superpoint-soft": replace(
-        _FURTHER,
-        init="runs/superpoint-second.safetensors",
-        labels=("runs/labels3",),
-        photometric="coco_superpoint",
-        homography="coco",
-        position_weight=0.0,
-        soft_targets=True,
-        steps=2000,
+    "superpoint-soft": _SOFT,
+    "superpoint-agreement": replace(
+        _SOFT, init="runs/superpoint-third.safetensors", agreement_weight=2.0
     ),
     "superpoint-open": replace(
-        _FURTHER,
+        _SOFT,
         init="magicpoint-synthetic",
         images=("data/open", "bundled"),
         labels=("runs/labels-open/open", "runs/labels-open/training"),
-        photometric="coco_superpoint",
-        homography="coco",
-        position_weight=0.0,
-        soft_targets=True,
         steps=2200,
         learning_rate=1e-3,
     ),

@@ -28,13 +28,14 @@ _COLUMNS = (
     "loss",
     "detector",
     "position",
+    "agreement",
     "descriptor",
     "gradient_norm",
     "learning_rate",
     "images_per_second",
     "seconds",
 )
-_PARTS = ("loss", "detector", "position", "descriptor", "gradient_norm")
+_PARTS = ("loss", "detector", "position", "agreement", "descriptor", "gradient_norm")
 
 
 class NonFiniteLossError(RuntimeError):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from superpoint_lib.losses import (
     HINGE_PRESETS,
+    agreement_loss,
     descriptor_hinge_loss,
     descriptor_infonce_loss,
     descriptor_sparse_loss,
@@ -54,7 +55,8 @@ def pair_step(model: nn.Module, batch: Batch, config: TrainConfig, step: int = 0
 
     Returns:
         "loss", to be minimised, and its parts before weighting: "detector" and "position", each the
-        sum over the two views, and "descriptor"; scalars. A part without weight may be missing.
+        sum over the two views, "agreement" and "descriptor"; scalars. A part without weight may be
+        missing.
 
     Source: DeTone et al., SuperPoint (2018), equation 1. Derived in notebook 05.
     """
@@ -64,6 +66,12 @@ def pair_step(model: nn.Module, batch: Batch, config: TrainConfig, step: int = 0
         for view, maps in (("0", maps0), ("1", maps1))
     ]
     losses = {name: views[0][name] + views[1][name] for name in views[0]}
+    if config.agreement_weight:
+        agreement = agreement_loss(
+            maps0["logits"], maps1["logits"], batch["labels0"], batch["H_0to1"], batch["valid1"]
+        )
+        losses["loss"] = losses["loss"] + config.agreement_weight * agreement
+        losses["agreement"] = agreement
     if not config.descriptor_weight:
         return losses
     descriptors0, descriptors1 = maps0["descriptors"], maps1["descriptors"]
