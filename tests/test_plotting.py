@@ -263,6 +263,25 @@ def test_plot_history_compares_runs_and_smooths_without_bias():
     assert plotting.plot_history([]).axes == []
 
 
+def test_plot_differences_colours_gains_losses_and_neither():
+    rows = {
+        "one": {"found again": (0.02, 0.01, 0.03), "off by": (0.1, 0.05, 0.15)},
+        "two": {"found again": (-0.01, -0.02, 0.01), "off by": (-0.1, -0.2, -0.05)},
+        "three": {"found again": (-0.03, -0.04, -0.02)},
+    }
+    figure = plotting.plot_differences(rows, lower_is_better=["off by"], title="against plain")
+    found, off = figure.axes
+    colors = [[text.get_color() for text in ax.texts] for ax in (found, off)]
+    assert colors == [
+        [plotting.CORRECT, "#777777", plotting.WRONG],
+        [plotting.WRONG, plotting.CORRECT],
+    ]
+    assert [text.get_text() for text in off.texts] == ["+0.100", "-0.100"]
+    assert [text.get_text() for text in found.get_yticklabels()] == list(rows)
+    assert found.yaxis_inverted()
+    plotting.plot_differences({}).encode()
+
+
 def test_plot_bars_writes_numbers_and_dashes():
     figure = plotting.plot_bars(
         {"ours": {"rep": (0.6, 0.5, 0.7), "mAP": 0.81}, "other": {"rep": float("nan")}},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -272,6 +272,63 @@ def _draw_bars(
         ax.text(at, place, text, va="center", fontsize=10)
     ax.set_xlim(0, largest * 1.42)  # room for the numbers
     ax.spines[["bottom"]].set_visible(False)
+    ax.tick_params(bottom=False, labelbottom=False, left=False)
+
+
+@styled
+def plot_differences(
+    rows: Mapping[str, Mapping[str, tuple[float, float, float]]],
+    lower_is_better: Collection[str] = (),
+    title: str | None = None,
+    digits: int = 3,
+    width: float = WIDTH,
+) -> Picture:
+    """Draw differences with their intervals around zero, one panel per column.
+
+    Args:
+        rows: {row: {column: (difference, lower end, upper end)}}; a missing entry stays empty.
+        lower_is_better: columns in which a negative difference is a gain.
+        title: text above.
+        digits: decimals of the numbers beside the points.
+        width: of the figure in inches.
+
+    Returns:
+        The figure: green where the whole interval is a gain, vermillion where it is a loss, gray
+        where it holds zero.
+    """
+    names = list(rows)
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    figure = new_figure(width, 0.34 * max(len(names), 1) + 0.5 + (0.3 if title else 0.0))
+    if not columns:
+        return figure
+    axes = np.atleast_1d(figure.subplots(1, len(columns), sharey=True))
+    for ax, column in zip(axes, columns, strict=True):
+        triples = np.array([_triple(rows[name].get(column)) for name in names])
+        _draw_differences(ax, triples, -1 if column in lower_is_better else 1, digits)
+        ax.set_title(column)
+    axes[0].set_yticks(range(len(names)), names)
+    axes[0].invert_yaxis()
+    if title:
+        figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def _draw_differences(ax: Axes, triples: NDArray[np.float64], sign: int, digits: int) -> None:
+    ends = np.abs(triples)
+    reach = (float(np.nanmax(ends)) if np.isfinite(ends).any() else 1.0) or 1.0
+    ax.axvline(0, color="black", linewidth=0.8)
+    for place, (value, low, high) in enumerate(triples):
+        if not np.isfinite(value):
+            continue
+        worst, best = sorted((sign * low, sign * high))
+        color = CORRECT if worst > 0 else WRONG if best < 0 else "#777777"
+        ax.plot([low, high], [place, place], color=color, linewidth=2.2, solid_capstyle="butt")
+        ax.plot(value, place, "o", color=color, markersize=4.5)
+        text = f"{value:+.{digits}f}"
+        ax.text(1.15 * reach, place, text, va="center", fontsize=10, color=color)
+    ax.set_xlim(-1.1 * reach, 2.3 * reach)  # room for the numbers
+    ax.set_ylim(-0.5, len(triples) - 0.5)
+    ax.spines[["bottom", "left"]].set_visible(False)
     ax.tick_params(bottom=False, labelbottom=False, left=False)
 
 
