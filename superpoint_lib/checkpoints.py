@@ -21,7 +21,7 @@ from torch import Tensor
 
 from superpoint_lib.paths import atomic_path, bundled_weights_dir
 
-BUNDLED_NAMES = ("superpoint", "magicpoint", "magicpoint-synthetic")
+BUNDLED_NAMES = ("superpoint", "superpoint-open", "magicpoint", "magicpoint-synthetic")
 """Weights that come inside the package, as float16 safetensors."""
 
 OWN_LAYOUT = "superpoint-lib"
@@ -161,10 +161,10 @@ def load_weights(name_or_path: str | Path) -> Weights:
     keys cannot tell them from networks trained in that repository with eps 1e-5.
 
     Args:
-        name_or_path: a bundled name ("superpoint", "magicpoint", "magicpoint-synthetic"), a
-            ``.safetensors`` file written by ``save_weights``, or a PyTorch file in the layout of
-            Magic Leap, rpautrat (v6), shaofengzeng or eric-yyjau, with or without the
-            "model_state_dict" around it and the "module." prefix of DataParallel.
+        name_or_path: one of ``BUNDLED_NAMES``, a ``.safetensors`` file written by
+            ``save_weights``, or a PyTorch file in the layout of Magic Leap, rpautrat (v6),
+            shaofengzeng or eric-yyjau, with or without the "model_state_dict" around it and the
+            "module." prefix of DataParallel.
 
     Returns:
         The tensors under our names, the configuration they need, and the layout.

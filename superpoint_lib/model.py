@@ -186,8 +186,8 @@ class MagicPoint(nn.Module):
         Convention: a SuperPoint file read as ``MagicPoint`` drops the descriptor head.
 
         Args:
-            name_or_path: a bundled name ("superpoint", "magicpoint", "magicpoint-synthetic") or a
-                file in one of the layouts of ``checkpoints.load_weights``.
+            name_or_path: a bundled name ("superpoint", "superpoint-open", "magicpoint",
+                "magicpoint-synthetic") or a file in a layout of ``checkpoints.load_weights``.
 
         Returns:
             The network, with ``.config`` as stored or as the layout implies.

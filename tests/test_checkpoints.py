@@ -267,7 +267,7 @@ def test_no_state_dict(content, tmp_path):
 
 
 def test_missing_file_names_the_bundled_ones(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.pth.*superpoint, magicpoint"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.pth.*superpoint, superpoint-open, magicpoint"):
         load_weights(tmp_path / "nowhere.pth")
 
 
@@ -404,5 +404,5 @@ def test_bundled_file(name):
     assert weights.layout == "superpoint-lib"
     assert weights.metadata
     has_descriptors = any(key.startswith("descriptor.") for key in weights.state_dict)
-    assert has_descriptors == (name == "superpoint")
+    assert has_descriptors == name.startswith("superpoint")
     (SuperPoint if has_descriptors else MagicPoint).from_pretrained(name)

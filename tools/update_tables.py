@@ -21,7 +21,7 @@ from superpoint_lib.evaluation.results import Results
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
 FILES = ("README.md", "results/README.md", "superpoint_lib/weights/README.md")
-BUNDLED = ("magicpoint-synthetic", "magicpoint", "superpoint")
+BUNDLED = ("magicpoint-synthetic", "magicpoint", "superpoint", "superpoint-open")
 
 HPATCHES_COLUMNS = {
     "repeatability": ("all", "repeatability"),
