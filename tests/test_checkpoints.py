@@ -267,7 +267,9 @@ def test_no_state_dict(content, tmp_path):
 
 
 def test_missing_file_names_the_bundled_ones(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.pth.*superpoint, superpoint-open, magicpoint"):
+    with pytest.raises(
+        FileNotFoundError, match=r"nowhere\.pth.*superpoint, superpoint-open, magicpoint"
+    ):
         load_weights(tmp_path / "nowhere.pth")
 
 
