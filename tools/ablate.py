@@ -78,7 +78,8 @@ def main(options: Options, command: str) -> None:
         run_dir = options.run_dir / name.replace(" ", "-")
         models[name] = train(configuration(options, name), run_dir).model  # type: ignore[assignment]
     extractors = {
-        name: hpatches.superpoint_extractor(model.float().cpu()) for name, model in models.items()
+        name: hpatches.superpoint_extractor(model.float().cpu(), precision="auto")
+        for name, model in models.items()
     }
     results = hpatches.evaluate(extractors, hpatches.load_sequences(warped_pairs()), "warped")
     rows = results.differences("plain")
