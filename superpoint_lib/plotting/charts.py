@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -225,16 +225,33 @@ def plot_bars(
     Returns:
         The figure; intervals are drawn as error bars.
     """
+    colors = [SERIES[0] if highlight in (None, name) else COLORS["sky"] for name in rows]
+
+    def draw(ax: Axes, column: str, triples: NDArray[np.float64]) -> None:
+        _draw_bars(ax, triples, colors, digits, limit)
+
+    return _panels(rows, draw, title, width, 0.45)
+
+
+def _panels(
+    rows: Mapping[str, Mapping[str, Value]],
+    draw: Callable[[Axes, str, NDArray[np.float64]], None],
+    title: str | None,
+    width: float,
+    margin: float,
+) -> Picture:
+    """One panel per column, whose rows (value, lower, upper) ``draw`` draws; NaN where missing.
+
+    ``margin`` is what the rows leave of the figure's height, in inches, without the title.
+    """
     names = list(rows)
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-    figure = new_figure(width, 0.34 * max(len(names), 1) + 0.45 + (0.3 if title else 0.0))
+    figure = new_figure(width, 0.34 * max(len(names), 1) + margin + (0.3 if title else 0.0))
     if not columns:
         return figure
     axes = np.atleast_1d(figure.subplots(1, len(columns), sharey=True))
-    colors = [SERIES[0] if highlight in (None, name) else COLORS["sky"] for name in names]
     for ax, column in zip(axes, columns, strict=True):
-        triples = np.array([_triple(rows[name].get(column)) for name in names])
-        _draw_bars(ax, triples, colors, digits, limit)
+        draw(ax, column, np.array([_triple(rows[name].get(column)) for name in names]))
         ax.set_title(column)
     axes[0].set_yticks(range(len(names)), names)
     axes[0].invert_yaxis()
@@ -296,21 +313,11 @@ def plot_differences(
         The figure: green where the whole interval is a gain, vermillion where it is a loss, gray
         where it holds zero.
     """
-    names = list(rows)
-    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-    figure = new_figure(width, 0.34 * max(len(names), 1) + 0.5 + (0.3 if title else 0.0))
-    if not columns:
-        return figure
-    axes = np.atleast_1d(figure.subplots(1, len(columns), sharey=True))
-    for ax, column in zip(axes, columns, strict=True):
-        triples = np.array([_triple(rows[name].get(column)) for name in names])
+
+    def draw(ax: Axes, column: str, triples: NDArray[np.float64]) -> None:
         _draw_differences(ax, triples, -1 if column in lower_is_better else 1, digits)
-        ax.set_title(column)
-    axes[0].set_yticks(range(len(names)), names)
-    axes[0].invert_yaxis()
-    if title:
-        figure.suptitle(title, fontsize=12)
-    return figure
+
+    return _panels(rows, draw, title, width, 0.5)
 
 
 def _draw_differences(ax: Axes, triples: NDArray[np.float64], sign: int, digits: int) -> None:
