@@ -346,6 +346,25 @@ def test_scale_alone_zooms_about_the_centre():
     assert patch_scale.std() == pytest.approx(truncated_std(0.2), rel=0.05)
 
 
+def test_logarithmic_scales_go_both_ways_alike():
+    H = sample(dataclasses.replace(ONLY["scale"], scales="log", scale_amplitude=1.5))
+    assert np.allclose(H, np.stack([zoom_about_centre(z, HEIGHT, WIDTH) for z in H[:, 0, 0]]))
+    logs = np.log(H[:, 0, 0]) / np.log(2.5)
+    assert 0.95 < logs.max() <= 1
+    assert -1 <= logs.min() < -0.95
+    assert logs.mean() == pytest.approx(0, abs=0.03)
+    assert logs.std() == pytest.approx(truncated_std(1), rel=0.05)
+
+
+def test_stretching_changes_proportions_and_no_area():
+    H = sample(dataclasses.replace(ONLY["scale"], scale_amplitude=0.0, stretch_amplitude=1.0))
+    assert np.allclose(H[:, :2, :2] * (1 - np.eye(2)), 0)
+    assert np.allclose(np.linalg.det(H), 1)
+    proportions = np.log2(H[:, 0, 0] / H[:, 1, 1])
+    assert 0.95 < np.abs(proportions).max() <= 1
+    assert proportions.std() == pytest.approx(truncated_std(1), rel=0.05)
+
+
 def test_rotation_alone_takes_every_angle_evenly():
     H = sample_homographies(5000, 64, 64, ONLY["rotation"], np.random.default_rng(0))
     assert np.allclose(H[:, 2], [0, 0, 1], atol=1e-9)
@@ -436,6 +455,8 @@ def test_wrong_amplitudes_are_refused():
         {"patch_ratio": 0.0},
         {"n_angles": 0},
         {"scale_amplitude": 1.0},
+        {"scale_amplitude": -0.1, "scales": "log"},
+        {"stretch_amplitude": -0.1},
         {"perspective_amplitude_x": -0.1},
     ):
         with pytest.raises(ValueError, match=next(iter(wrong)).split("_amplitude_x")[0]):

@@ -81,7 +81,7 @@ def main(options: Options) -> None:
         {"estimator": estimator, "part": part, **row}
         for estimator in ESTIMATORS
         for part in ("all", "illumination", "viewpoint")
-        for row in compare(*(results[estimator, name] for name in PRECISIONS), part=part)
+        for row in compare(results[estimator, "float32"], results[estimator, "bf16"], part=part)
     ]
     content = {
         "command": shlex.join(["python", "tools/compare_precision.py", *sys.argv[1:]]),

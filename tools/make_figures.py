@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from benchmark.pictures import growth_figure, profile_figure
 
-from superpoint_lib import SuperPoint, extract, match
+from superpoint_lib import Features, SuperPoint, extract, match
 from superpoint_lib.datasets import motorcycle_pair
 from superpoint_lib.paths import figures_dir, results_dir
 from superpoint_lib.plotting import plot_matches, render_grid, render_keypoints
@@ -19,13 +19,12 @@ def draw_matches() -> None:
     """Match the two motorcycle photographs; green lines stay on their row, as they must."""
     left, right = motorcycle_pair()
     model = SuperPoint.from_pretrained("superpoint")
-    features = [extract(model, image, max_keypoints=300) for image in (left, right)]
-    matches, _ = match(*features)
-    points0, points1 = (f.keypoints[matches[:, i]] for i, f in enumerate(features))
+    features0, features1 = (extract(model, image, max_keypoints=300) for image in (left, right))
+    assert isinstance(features0, Features) and isinstance(features1, Features)
+    matches, _ = match(features0, features1)
+    points0, points1 = features0.keypoints[matches[:, 0]], features1.keypoints[matches[:, 1]]
     correct = (points0[:, 1] - points1[:, 1]).abs() <= 2
-    figure = plot_matches(
-        left, right, features[0].keypoints, features[1].keypoints, matches, correct
-    )
+    figure = plot_matches(left, right, features0.keypoints, features1.keypoints, matches, correct)
     figure.savefig(figures_dir() / "matches.jpg", dpi=100, bbox_inches="tight")
 
 

@@ -133,9 +133,9 @@ def main(arguments: Sequence[str]) -> None:
     for key, stage in STAGES.items():
         report(key)
         what = str(stage.__doc__).splitlines()[0].rstrip(".").replace("``", "")
-        stages[key] = {"what": what, "seconds": stage()}
+        seconds = stage()
+        stages[key] = {"what": what, "seconds": seconds}
         print(f"{key}: {what}")
-        seconds = stages[key]["seconds"]
         for part, value in sorted(seconds.items(), key=lambda item: -item[1]):
             share = 100 * value / sum(seconds.values())
             print(f"  {part:20}{1000 * value:10.2f} ms{share:7.1f} %", flush=True)

@@ -23,12 +23,17 @@ class HomographyConfig:
 
     Attributes:
         perspective: bend the patch: its left and right sides shift in x and change length in y.
-        scale: zoom, factor in 1 ± ``scale_amplitude``.
+        scale: change the size of the patch, and its proportions by ``stretch_amplitude``.
         rotation: turn by one of ``n_angles`` angles.
         translation: move the patch, uniformly over the room it has in the picture.
         perspective_amplitude_x: largest shift of a side in x.
         perspective_amplitude_y: largest shift of a corner in y.
-        scale_amplitude: largest change of scale.
+        scale_amplitude: largest change of scale, a.
+        scales: "linear" draws the factor from a normal distribution around 1, within 1 ± a; "log"
+            draws its logarithm, within 1 / (1 + a) and 1 + a: twice is as likely as half.
+        stretch_amplitude: largest change of the patch's proportions, b: by a factor within
+            1 / (1 + b) and 1 + b, its logarithm normally distributed, the area kept. A plane seen
+            at an angle.
         n_scales: scales tried, one of those that fit is taken.
         n_angles: angles tried, one of those that fit is taken.
         max_angle: radians.
@@ -51,6 +56,8 @@ class HomographyConfig:
     perspective_amplitude_x: float = 0.2
     perspective_amplitude_y: float = 0.2
     scale_amplitude: float = 0.2
+    scales: Literal["linear", "log"] = "linear"
+    stretch_amplitude: float = 0.0
     n_scales: int = 5
     n_angles: int = 25
     max_angle: float = math.pi / 2
@@ -65,8 +72,13 @@ class HomographyConfig:
             raise ValueError(f"patch_ratio must be in (0, 1], got {self.patch_ratio}")
         if self.n_scales < 1 or self.n_angles < 1:
             raise ValueError("n_scales and n_angles must be at least 1")
-        if not 0 <= self.scale_amplitude < 1:
-            raise ValueError(f"scale_amplitude must be in [0, 1), got {self.scale_amplitude}")
+        most = 1 if self.scales == "linear" else math.inf
+        if not 0 <= self.scale_amplitude < most:
+            raise ValueError(f"scale_amplitude must be in [0, {most}), got {self.scale_amplitude}")
+        if self.stretch_amplitude < 0:
+            raise ValueError(
+                f"stretch_amplitude must not be negative, got {self.stretch_amplitude}"
+            )
         if min(self.perspective_amplitude_x, self.perspective_amplitude_y) < 0:
             raise ValueError("perspective amplitudes must not be negative")
 
@@ -86,12 +98,21 @@ HOMOGRAPHY_PRESETS: dict[str, HomographyConfig] = {
     "any-angle": HomographyConfig(
         scale_amplitude=0.6, max_angle=math.pi, angles="normal", rotate_in="pixels"
     ),
+    "any-scale": HomographyConfig(
+        scale_amplitude=1.5,
+        scales="log",
+        stretch_amplitude=1.0,
+        max_angle=math.pi,
+        angles="normal",
+        rotate_in="pixels",
+    ),
     "identity": HomographyConfig(perspective=False, scale=False, rotation=False, translation=False),
 }
 """Published parameter sets (synthetic shapes, COCO training, homographic adaptation, the COCO
-patches used for validation, all after github.com/rpautrat/SuperPoint), two of ours with any
-rotation and a wider zoom ("wide"; "any-angle" without stretching, and small turns most often), and
-no warp at all ("identity")."""
+patches used for validation, all after github.com/rpautrat/SuperPoint), three of ours with any
+rotation and a wider zoom ("wide"; "any-angle" without stretching, and small turns most often;
+"any-scale", its zoom both ways alike and foreshortened besides), and no warp at all
+("identity")."""
 
 
 def sample_homographies(
@@ -178,9 +199,17 @@ def _pick(
 
 
 def _scaled(moved: np.ndarray, config: HomographyConfig, rng: np.random.Generator) -> np.ndarray:
-    scales = 1 + _truncated_normal((len(moved), config.n_scales), config.scale_amplitude, rng)
+    shape = (len(moved), config.n_scales)
+    if config.scales == "log":
+        scales = (1 + config.scale_amplitude) ** _truncated_normal(shape, 1, rng)
+    else:
+        scales = 1 + _truncated_normal(shape, config.scale_amplitude, rng)
+    factors = scales[..., None, None]
+    if config.stretch_amplitude:
+        wider = (1 + config.stretch_amplitude) ** (_truncated_normal(shape, 1, rng) / 2)
+        factors = factors * np.stack((wider, 1 / wider), -1)[:, :, None]
     centre = moved.mean(1, keepdims=True)
-    candidates = centre[:, None] + (moved - centre)[:, None] * scales[..., None, None]
+    candidates = centre[:, None] + (moved - centre)[:, None] * factors
     allowed = _inside(candidates) | config.allow_artifacts
     return _pick(candidates, moved, allowed, rng)
 

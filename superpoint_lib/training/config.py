@@ -199,13 +199,16 @@ _SOFT = replace(
     steps=2000,
 )
 
+_AGREEMENT = replace(_SOFT, init="runs/superpoint-third.safetensors", agreement_weight=2.0)
+
 #: Ready configurations. magicpoint-synthetic, magicpoint-adapted, superpoint, superpoint-further,
-#: superpoint-soft and superpoint-agreement train the bundled weights, each starting from the one
-#: before (``init``), the last three on labels of a second and a third round of adaptation and from
-#: folded weights, without normalisation. superpoint-open sees drawn shapes and pictures of open
-#: licences only, in one training from magicpoint-synthetic on (superpoint_lib/weights/README.md).
-#: original-stage1 and -stage2 (to be given stage 1's weights) are the training steps of
-#: SuperPoint-Pytorch's README, one-stage its loss as published, both heads from scratch.
+#: superpoint-soft, superpoint-agreement and superpoint-turned train the bundled weights, each
+#: starting from the one before (``init``), the last four on labels of a second to a fourth round
+#: of adaptation and from folded weights, without normalisation. superpoint-open sees drawn shapes
+#: and pictures of open licences only, in one training from magicpoint-synthetic on
+#: (superpoint_lib/weights/README.md). original-stage1 and -stage2 (to be given stage 1's weights)
+#: are the training steps of SuperPoint-Pytorch's README, one-stage its loss as published, both
+#: heads from scratch.
 RECIPES: dict[str, TrainConfig] = {
     "magicpoint-synthetic": TrainConfig(steps=1500, freeze_norm_after=0.85, gradient_clip=5.0),
     "magicpoint-adapted": replace(
@@ -214,8 +217,14 @@ RECIPES: dict[str, TrainConfig] = {
     "superpoint": _SUPERPOINT,
     "superpoint-further": _FURTHER,
     "superpoint-soft": _SOFT,
-    "superpoint-agreement": replace(
-        _SOFT, init="runs/superpoint-third.safetensors", agreement_weight=2.0
+    "superpoint-agreement": _AGREEMENT,
+    "superpoint-turned": replace(
+        _AGREEMENT,
+        init="runs/superpoint-fourth.safetensors",
+        labels=("runs/labels4",),
+        homography="any-scale",
+        steps=5200,
+        learning_rate=8e-4,
     ),
     "superpoint-open": replace(
         _SOFT,

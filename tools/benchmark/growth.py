@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 
 import cv2
@@ -127,26 +128,26 @@ def _area_curves() -> list[Curve]:
         Curve(
             "drawing a shape",
             AREA,
-            {areas[k]: lambda k=k: _drawing(120 * k, 160 * k) for k in (1, 2, 4, 8)},
+            {areas[k]: partial(_drawing, 120 * k, 160 * k) for k in (1, 2, 4, 8)},
             1,
         ),
         Curve(
             "extract",
             AREA,
-            {areas[k]: lambda k=k: _extracting(model, 1, 120 * k, 160 * k) for k in (1, 2, 4, 8)},
+            {areas[k]: partial(_extracting, model, 1, 120 * k, 160 * k) for k in (1, 2, 4, 8)},
             1,
         ),
         Curve(
             "adaptation, 4 warps",
             AREA,
-            {areas[k]: lambda k=k: _adapting(4, 120 * k, 160 * k) for k in (1, 2, 4)},
+            {areas[k]: partial(_adapting, 4, 120 * k, 160 * k) for k in (1, 2, 4)},
             1,
         ),
         *(
             Curve(
                 name,
                 AREA,
-                {areas[k]: lambda k=k, loss=loss: _losing(loss, 15 * k, 20 * k) for k in (1, 2, 3)},
+                {areas[k]: partial(_losing, loss, 15 * k, 20 * k) for k in (1, 2, 3)},
                 # All cells of one picture with all of the other.
                 2,
             )
@@ -164,17 +165,15 @@ def _keypoint_curves() -> list[Curve]:
         Curve(
             "extract, 480 x 640",
             KEYPOINTS,
-            {n: lambda n=n: _extracting(model, 1, 480, 640, n) for n in (200, 400, 800, 1600)},
+            {n: partial(_extracting, model, 1, 480, 640, n) for n in (200, 400, 800, 1600)},
             1,
         ),
-        Curve(
-            "match", KEYPOINTS, {n: lambda n=n: _matching(n) for n in (500, 1000, 2000, 4000)}, 2
-        ),
+        Curve("match", KEYPOINTS, {n: partial(_matching, n) for n in (500, 1000, 2000, 4000)}, 2),
     ]
 
 
 def _warp_curves() -> list[Curve]:
-    works = {n: lambda n=n: _adapting(n, 240, 320) for n in (4, 8, 16, 32)}
+    works = {n: partial(_adapting, n, 240, 320) for n in (4, 8, 16, 32)}
     return [Curve("adaptation", WARPS, works, 1)]
 
 
@@ -188,17 +187,14 @@ def _batch_curves() -> list[Curve]:
         Curve(
             "extract, 240 x 320",
             BATCH,
-            {n: lambda n=n: _extracting(model, n, 240, 320) for n in (1, 2, 4, 8)},
+            {n: partial(_extracting, model, n, 240, 320) for n in (1, 2, 4, 8)},
             1,
         ),
         *(
             Curve(
                 f"training step, {name}",
                 BATCH,
-                {
-                    n: lambda n=n, config=config: training_step(replace(config, batch_size=n))
-                    for n in sizes
-                },
+                {n: partial(training_step, replace(config, batch_size=n)) for n in sizes},
                 1,
             )
             for name, (config, sizes) in configs.items()
@@ -221,7 +217,7 @@ def _pair_curves() -> list[Curve]:
         chosen = sequences[:1] * number
         return lambda: hpatches.evaluate(orb, chosen, progress=False)
 
-    works = {pairs * n: lambda n=n: evaluating(n) for n in (1, 2, 4)}
+    works = {pairs * n: partial(evaluating, n) for n in (1, 2, 4)}
     return [Curve("evaluation of ORB", PAIRS, works, 1)]
 
 
@@ -239,11 +235,15 @@ def _thread_curves() -> list[Curve]:
         ),
         "adaptation, 8 warps": lambda: _adapting(8, 240, 320),
     }
+
+    def threaded(count: int, make: Callable[[], Work]) -> Work:
+        return _with_threads(count, make())
+
     return [
         Curve(
             name,
             THREADS,
-            {n: lambda n=n, make=make: _with_threads(n, make()) for n in counts},
+            {n: partial(threaded, n, make) for n in counts},
             -1,
             is_goal=False,
         )
@@ -306,8 +306,10 @@ def _losing(name: str, rows: int, columns: int) -> Work:
 
 
 def _matching(count: int) -> Work:
-    ends = [SimpleNamespace(descriptors=unit_maps(1, count)[0, :, 0].mT.detach()) for _ in "01"]
-    return lambda: match(*ends)
+    end0, end1 = (
+        SimpleNamespace(descriptors=unit_maps(1, count)[0, :, 0].mT.detach()) for _ in "01"
+    )
+    return lambda: match(end0, end1)
 
 
 def _with_threads(count: int, work: Work) -> Work:

@@ -8,18 +8,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import cv2
 import numpy as np
 import torch
 from torch.nn import functional
 
-from superpoint_lib import MagicPoint, SuperPoint, extract, match
+from superpoint_lib import Features, MagicPoint, SuperPoint, extract, match
 from superpoint_lib.config import replace
 from superpoint_lib.memory import keep_freed_memory
-from superpoint_lib.model import uses_bfloat16
+from superpoint_lib.model import Precision, uses_bfloat16
 from superpoint_lib.training import TrainConfig
 
 from .growth import growth_area, growth_batch, growth_number, growth_threads
@@ -57,15 +59,16 @@ def drawing() -> list[Row]:
 
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-    still = {
-        "photometric": PHOTOMETRIC_PRESETS["none"],
-        "homography": HOMOGRAPHY_PRESETS["identity"],
-    }
-    datasets = {"augmented": ShapesDataset(seed=1), "plain": ShapesDataset(seed=1, **still)}
-    count = 300
-    times = in_turns(
-        {name: lambda d=d: [d[i] for i in range(count)] for name, d in datasets.items()}, 5
+    still = ShapesDataset(
+        photometric=PHOTOMETRIC_PRESETS["none"], homography=HOMOGRAPHY_PRESETS["identity"], seed=1
     )
+    datasets = {"augmented": ShapesDataset(seed=1), "plain": still}
+    count = 300
+
+    def samples(dataset: ShapesDataset) -> Work:
+        return lambda: [dataset[i] for i in range(count)]
+
+    times = in_turns({name: samples(dataset) for name, dataset in datasets.items()}, 5)
     rate = {name: count / statistics.median(values) for name, values in times.items()}
     return [
         at_least("samples of 120 x 160, augmented", rate["augmented"], 600, "/s"),
@@ -177,7 +180,7 @@ def adaptation() -> list[Row]:
 
     keep_freed_memory()  # as export_labels does
     model = MagicPoint.from_pretrained("magicpoint").to(DEVICE)
-    model.to(memory_format=torch.channels_last)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     config = AdaptConfig("magicpoint", (".",), ".", warps=100)
     homographies = adaptation_homographies(
         100, 240, 320, config.homography, np.random.default_rng(0)
@@ -203,7 +206,7 @@ def extraction() -> list[Row]:
     """``extract`` at 480 x 640, 1000 keypoints, against the bare forward and a plain version."""
     model = SuperPoint.from_pretrained("superpoint").to(DEVICE)
     standard = SuperPoint.from_pretrained("superpoint").to(DEVICE)
-    standard.to(memory_format=torch.contiguous_format)
+    standard.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     precisions = {"float32": False}
     if uses_bfloat16("auto", DEVICE):
         precisions = {"bfloat16": True, **precisions}
@@ -211,14 +214,12 @@ def extraction() -> list[Row]:
     for batch, turns in ((1, 9), (8, 3)):
         report(f"batch {batch}, {' and '.join(precisions)}")
         images = picture_batch(batch, 480, 640)
-        works: dict[str, Work] = {"plain": lambda images=images: plain_extract(standard, images)}
+        works: dict[str, Work] = {"plain": partial(plain_extract, standard, images)}
         for name, bf16 in precisions.items():
             # What "auto" takes is measured as a user gets it.
-            chosen = "auto" if name == next(iter(precisions)) else "float32"
+            chosen: Precision = "auto" if name == next(iter(precisions)) else "float32"
             works[f"bare {name}"] = bare_forward(model, images, bf16)
-            works[name] = lambda images=images, chosen=chosen: extract(
-                model, images, precision=chosen
-            )
+            works[name] = partial(extract, model, images, precision=chosen)
         times = in_turns(works, turns)
         for name in precisions:
             label = f"batch {batch}, {name}"
@@ -245,12 +246,12 @@ def matching() -> list[Row]:
         first = functional.normalize(torch.randn(count, 256, generator=generator), dim=1)
         noise = 0.05 * torch.randn(count, 256, generator=generator)
         second = functional.normalize(first + noise, dim=1)
-        ends = [SimpleNamespace(descriptors=d.to(DEVICE)) for d in (first, second)]
-        arrays = (first.numpy(), second.numpy())
+        tensors = (first.to(DEVICE), second.to(DEVICE))
+        end0, end1 = (SimpleNamespace(descriptors=one) for one in tensors)
         works: dict[str, Work] = {
-            "ours": lambda ends=ends: match(*ends),
-            "kornia": lambda ends=ends: match_mnn(*(end.descriptors for end in ends)),
-            "OpenCV": lambda pair=arrays: brute.match(*pair),
+            "ours": partial(match, end0, end1),
+            "kornia": partial(match_mnn, *tensors),
+            "OpenCV": partial(brute.match, first.numpy(), second.numpy()),
         }
         times = in_turns(works, 15 if count == 1000 else 5)
         for other in ("kornia", "OpenCV"):
@@ -268,7 +269,7 @@ def evaluation() -> list[Row]:
     sequences = hpatches.load_sequences(mini_benchmark())
     inside = 0.0
 
-    def timed(function: Work) -> Work:
+    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
             nonlocal inside
             started = time.perf_counter()
@@ -278,17 +279,15 @@ def evaluation() -> list[Row]:
 
         return call
 
-    model.forward = timed(model.forward)
-    ransac = metrics.estimate_homography
-    metrics.estimate_homography = timed(ransac)
-    try:
+    with (
+        mock.patch.object(model, "forward", timed(model.forward)),
+        mock.patch.object(metrics, "estimate_homography", timed(metrics.estimate_homography)),
+    ):
         whole = seconds(
             lambda: hpatches.evaluate(
                 {"superpoint": hpatches.superpoint_extractor(model)}, sequences, progress=False
             )
         )
-    finally:
-        metrics.estimate_homography = ransac
     return [
         at_most("outside network and RANSAC", 100 * (1 - inside / whole), 25, "%"),
         plain("whole evaluation", whole, "s"),
@@ -325,12 +324,13 @@ def widgets() -> list[Row]:
 
     model = SuperPoint.from_pretrained("superpoint").to(DEVICE)
     left, right = photographs(480, 640)[:2, 0].numpy()
-    features = [extract(model, image) for image in (left, right)]
+    features0, features1 = extract(model, left), extract(model, right)
+    assert isinstance(features0, Features) and isinstance(features1, Features)
     cases = {
         "detections, threshold": (explore_detections(model, left), "threshold", (0.004, 0.02)),
         "detections, radius": (explore_detections(model, left), "nms_radius", (3, 6)),
         "matches, keypoints": (
-            explore_matches(*features, left, right),
+            explore_matches(features0, features1, left, right),
             "max_keypoints",
             (400, 600),
         ),
@@ -340,7 +340,7 @@ def widgets() -> list[Row]:
         times = []
         for turn in range(20):
             slider = explorer.controls[control]
-            times.append(seconds(lambda s=slider, v=values[turn % 2]: setattr(s, "value", v)))
+            times.append(seconds(partial(setattr, slider, "value", values[turn % 2])))
         rows.append(at_most(name, 1000 * statistics.median(times), 50, "ms"))
     return rows
 

@@ -70,7 +70,7 @@ def plain_extract(model: torch.nn.Module, images: Tensor) -> list[tuple[Tensor, 
         rest = torch.where(near, 0.0, heatmap)
         kept |= (rest == pooled(rest)) & ~near
     scores = torch.where(kept, heatmap, 0.0).flatten(1)
-    found = []
+    found: list[tuple[Tensor, ...]] = []
     for image in range(batch):
         best, index = scores[image].topk(1000)
         index, best = index[best > 0.005], best[best > 0.005]
@@ -123,8 +123,8 @@ def training_step(config: TrainConfig) -> Work:
 
     net, optimizer, bf16 = _trained(config)
     height, width = config.height, config.width
-    sizes = {"canvas_height": height, "canvas_width": width, "height": height, "width": width}
-    dataset = ShapesDataset(ShapesConfig(**sizes), views=config.views)
+    shapes = ShapesConfig(canvas_height=height, canvas_width=width, height=height, width=width)
+    dataset = ShapesDataset(shapes, views=config.views)
     batch = default_collate([dataset[i] for i in range(config.batch_size)])
     batch = {key: value.to(DEVICE) for key, value in batch.items()}
     losses_of = pair_step if config.views == 2 else detector_step
@@ -142,6 +142,7 @@ def training_step(config: TrainConfig) -> Work:
 def _trained(config: TrainConfig) -> tuple[torch.nn.Module, Any, bool]:
     from superpoint_lib.training import make_model
 
-    net = make_model(config).to(DEVICE, memory_format=torch.channels_last).train()
+    net = make_model(config).to(DEVICE).train()
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, fused=True)
     return net, optimizer, uses_bfloat16(config.precision, DEVICE)
