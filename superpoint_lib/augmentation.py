@@ -144,9 +144,10 @@ def change_contrast(image: Image, limits: tuple[float, float], rng: np.random.Ge
 
 def add_gaussian_noise(image: Image, sigma: tuple[float, float], rng: np.random.Generator) -> Image:
     """Add Gaussian noise; its deviation in gray levels of 255 is uniform in `sigma`."""
-    strength = np.float32(rng.uniform(*sigma) / 255)
-    noise = rng.standard_normal(image.shape, dtype=np.float32)
-    noise *= strength
+    noise = np.empty(image.shape, np.float32)
+    # OpenCV's generator takes a quarter of the time of numpy's; `rng` decides what it gives.
+    cv2.setRNGSeed(int(rng.integers(1 << 31)))
+    cv2.randn(noise, 0, rng.uniform(*sigma) / 255)
     noise += image
     return noise
 

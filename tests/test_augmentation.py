@@ -107,6 +107,19 @@ def test_gaussian_noise_has_the_stated_deviation():
     assert np.array_equal(add_gaussian_noise(_gray(), (0.0, 0.0), _rng()), _gray())
 
 
+def test_gaussian_noise_is_normal_independent_and_the_generators_own():
+    still = np.zeros((400, 400), np.float32)
+    noise = add_gaussian_noise(still, (255.0, 255.0), _rng())
+    assert (np.abs(noise) > 2).mean() == pytest.approx(0.0455, abs=0.003)
+    assert np.mean(noise**4) == pytest.approx(3, abs=0.1)
+    assert np.mean(noise[:, 1:] * noise[:, :-1]) == pytest.approx(0, abs=0.01)
+    cv2.randn(np.empty((5, 5), np.float32), 0, 1)  # moves OpenCV's global generator
+    assert np.array_equal(add_gaussian_noise(still, (255.0, 255.0), _rng()), noise)
+    rng = _rng()
+    first, second = (add_gaussian_noise(still, (255.0, 255.0), rng) for _ in "01")
+    assert abs(np.mean(first * second)) < 0.01
+
+
 def test_speckle_turns_the_stated_share_black_and_white():
     noisy = add_speckle_noise(_gray(shape=(400, 400)), (0.01, 0.01), _rng())
     assert set(np.unique(noisy)) == {0.0, 0.5, 1.0}

@@ -189,13 +189,23 @@ def _inside(patches: np.ndarray) -> np.ndarray:
 
 
 def _pick(
-    candidates: np.ndarray, fallback: np.ndarray, allowed: np.ndarray, rng: np.random.Generator
+    candidates: np.ndarray, fallback: np.ndarray, anywhere: bool, rng: np.random.Generator
 ) -> np.ndarray:
-    """Take one allowed candidate per row, evenly; rows without any take their fallback."""
-    lots = np.where(allowed, rng.random(allowed.shape), -1.0)
-    chosen = candidates[np.arange(len(candidates)), lots.argmax(1)]
-    possible = np.asarray(allowed.any(axis=1)).reshape(-1, 1, 1)
-    return np.where(possible, chosen, fallback)
+    """Take one patch per row, evenly among those inside; rows without any take their fallback.
+
+    Args:
+        candidates: (n, m, 4, 2).
+        fallback: (n, 4, 2).
+        anywhere: all count as inside.
+        rng: source of the lots.
+    """
+    rows = np.arange(len(candidates))
+    lots = rng.random(candidates.shape[:2])
+    if anywhere:
+        return np.asarray(candidates[rows, lots.argmax(1)])
+    allowed = _inside(candidates)
+    chosen = candidates[rows, np.where(allowed, lots, -1.0).argmax(1)]
+    return np.where(allowed.any(axis=1)[:, None, None], chosen, fallback)
 
 
 def _scaled(moved: np.ndarray, config: HomographyConfig, rng: np.random.Generator) -> np.ndarray:
@@ -210,8 +220,7 @@ def _scaled(moved: np.ndarray, config: HomographyConfig, rng: np.random.Generato
         factors = factors * np.stack((wider, 1 / wider), -1)[:, :, None]
     centre = moved.mean(1, keepdims=True)
     candidates = centre[:, None] + (moved - centre)[:, None] * factors
-    allowed = _inside(candidates) | config.allow_artifacts
-    return _pick(candidates, moved, allowed, rng)
+    return _pick(candidates, moved, config.allow_artifacts, rng)
 
 
 def _translation(
@@ -245,5 +254,4 @@ def _rotated(
     centre = moved.mean(1, keepdims=True)
     turned = ((moved - centre) * shape)[:, None] @ turns / shape
     candidates = centre[:, None] + turned
-    allowed = _inside(candidates) | config.allow_artifacts
-    return _pick(candidates, moved, allowed, rng)
+    return _pick(candidates, moved, config.allow_artifacts, rng)
