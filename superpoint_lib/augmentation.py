@@ -144,10 +144,10 @@ def change_contrast(image: Image, limits: tuple[float, float], rng: np.random.Ge
 
 def add_gaussian_noise(image: Image, sigma: tuple[float, float], rng: np.random.Generator) -> Image:
     """Add Gaussian noise; its deviation in gray levels of 255 is uniform in `sigma`."""
-    noise = np.empty(image.shape, np.float32)
+    noise: Image = np.empty(image.shape, np.float32)
     # OpenCV's generator takes a quarter of the time of numpy's; `rng` decides what it gives.
     cv2.setRNGSeed(int(rng.integers(1 << 31)))
-    cv2.randn(noise, 0, rng.uniform(*sigma) / 255)
+    cv2.randn(noise, np.zeros(1), np.array([rng.uniform(*sigma) / 255]))
     noise += image
     return noise
 

@@ -22,10 +22,11 @@ from torch import Tensor
 from superpoint_lib.paths import atomic_path, bundled_weights_dir
 
 BUNDLED_NAMES = ("superpoint", "superpoint-open", "magicpoint", "magicpoint-synthetic")
-"""Weights that come inside the package, as float16 safetensors."""
+"""Weights that come inside the package, as safetensors of float16 or int8."""
 
 OWN_LAYOUT = "superpoint-lib"
 OWN_VERSION = 1
+_STEP = ".step"
 
 _BLOCKS = (
     *(f"encoder.block{stage}{half}" for stage in (1, 2, 3, 4) for half in "ab"),
@@ -176,9 +177,7 @@ def load_weights(name_or_path: str | Path) -> Weights:
     """
     path = _find(name_or_path)
     tensors, header = _read_safetensors(path) if _is_safetensors(path) else (_read_torch(path), {})
-    tensors = {
-        key: value.float() if value.is_floating_point() else value for key, value in tensors.items()
-    }
+    tensors = _as_floats(tensors)
     if header.get("layout") == OWN_LAYOUT:
         config, metadata = _read_header(header, path)
         return Weights(tensors, config, OWN_LAYOUT, metadata)
@@ -195,12 +194,17 @@ def save_weights(
 ) -> Path:
     """Write weights as safetensors, at once or not at all.
 
+    Convention: as int8, a kernel w is stored as whole numbers q = round(w / s), -127..127, and as
+    one step s = max |w| / 127 for each output channel, under the kernel's key and ".step"; all
+    else is float16 then. ``load_weights`` gives q s.
+
     Args:
         path: must end in ``.safetensors``.
         state_dict: of a ``MagicPoint`` or ``SuperPoint``; any device and memory format.
         config: the fields of its ``ModelConfig``, as plain values (``config.to_dict``).
         metadata: what a reader should know of how the weights were made, as plain values.
-        dtype: what floating-point tensors are stored as; integers are kept.
+        dtype: what floating-point tensors are stored as; torch.int8 halves float16's size, for
+            errors of half a step. Integers are kept.
 
     Returns:
         The path.
@@ -213,11 +217,14 @@ def save_weights(
     path = Path(path)
     if not _is_safetensors(path):
         raise ValueError(f"{path}: weights are written as .safetensors; give the file that ending")
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
+    floats = torch.float16 if dtype == torch.int8 else dtype
     for key, value in state_dict.items():
-        stored = value.detach().to("cpu", dtype if value.is_floating_point() else value.dtype)
+        stored = value.detach().to("cpu", floats if value.is_floating_point() else value.dtype)
         if not stored.isfinite().all():
-            raise ValueError(f"{path}: {key!r} is not finite as {dtype}; nothing was written")
+            raise ValueError(f"{path}: {key!r} is not finite as {floats}; nothing was written")
+        if dtype == torch.int8 and value.ndim == 4:
+            stored, tensors[key + _STEP] = _as_steps(value.detach().to("cpu", torch.float32))
         tensors[key] = stored.contiguous()
     header = {
         "layout": OWN_LAYOUT,
@@ -229,6 +236,25 @@ def save_weights(
         # save_file would make a file that only its owner can read.
         temporary.write_bytes(save(tensors, header))
     return path
+
+
+def _as_steps(kernel: Tensor) -> tuple[Tensor, Tensor]:
+    """A kernel (O, I, h, w) as int8 multiples of steps (O,)."""
+    steps = kernel.abs().amax((1, 2, 3)) / 127
+    # A channel that is zero throughout has any step.
+    steps = torch.where(steps > 0, steps, 1.0)
+    return (kernel / steps[:, None, None, None]).round().to(torch.int8), steps
+
+
+def _as_floats(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What was stored, as float32; integers that are not multiples of steps stay."""
+    floats = {}
+    for key, value in tensors.items():
+        if key + _STEP in tensors:
+            floats[key] = value * tensors[key + _STEP][:, None, None, None]
+        elif not key.endswith(_STEP):
+            floats[key] = value.float() if value.is_floating_point() else value
+    return floats
 
 
 def _find(name_or_path: str | Path) -> Path:

@@ -161,12 +161,16 @@ class MatchOptions(ExtractorOptions):
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Write a model as an ONNX file, or a finished training as a weight file for others."""
+    """Write a model as an ONNX file, or it or a finished training as a weight file for others."""
 
     weights: str = "superpoint"
-    """A bundled name or the path of a weight file; the folder of a training for .safetensors."""
+    """A bundled name, the path of a weight file, or, for .safetensors, the folder of a training,
+    whose batch normalisation is folded in."""
     output: Path = Path("superpoint.onnx")
-    """The file to write: .onnx, or .safetensors (float16, batch normalisation folded in)."""
+    """The file to write: .onnx or .safetensors."""
+    stored_as: Literal["float16", "int8"] = "float16"
+    """Numbers of a .safetensors file. int8 halves it: kernels are rounded to 1/127 of the largest
+    weight of each output channel."""
     learnt_from: str = ""
     """The training data, in words, for the metadata of a .safetensors file."""
     height: int | None = None
@@ -486,9 +490,7 @@ def _measured(name: str, precision: Precision = "float32") -> Extractor:
 def _export(arguments: Sequence[str]) -> int:
     options = _parse(ExportOptions, "export", arguments)
     if options.output.suffix == ".safetensors":
-        from superpoint_lib.training import release
-
-        print(release(options.weights, options.output, {"learnt_from": options.learnt_from}))
+        print(_export_weights(options))
         return 0
     if options.output.suffix != ".onnx":
         raise CommandError(f"{options.output}: choose a name that ends in .onnx or .safetensors")
@@ -497,6 +499,21 @@ def _export(arguments: Sequence[str]) -> int:
     model = _load_model(options.weights, device="cpu")
     print(export_onnx(model, options.output, options.height, options.width))
     return 0
+
+
+def _export_weights(options: ExportOptions) -> Path:
+    import torch
+
+    from superpoint_lib.checkpoints import load_weights, save_weights
+    from superpoint_lib.training import release
+
+    told = {"learnt_from": options.learnt_from}
+    dtype = torch.int8 if options.stored_as == "int8" else torch.float16
+    if Path(options.weights).is_dir():
+        return release(options.weights, options.output, told, dtype)
+    given = load_weights(options.weights)
+    metadata = given.metadata | (told if options.learnt_from else {})
+    return save_weights(options.output, given.state_dict, given.config, metadata, dtype)
 
 
 def _data(arguments: Sequence[str]) -> int:

@@ -315,6 +315,37 @@ def test_half_precision_file_is_read_as_float32(tmp_path):
     assert torch.equal(read, stored.float())
 
 
+def test_int8_kernels_are_multiples_of_their_channels_steps(tmp_path):
+    kernel = torch.tensor([[1.27, -0.014], [0.0, 0.0], [0.5, 254.0]])[:, :, None, None]
+    state = {"a.weight": kernel, "a.bias": torch.tensor([0.3, -7.0]), "n": torch.tensor(5)}
+    path = save_weights(tmp_path / "net.safetensors", state, {}, {}, torch.int8)
+    stored = load_file(path)
+    assert stored["a.weight"].dtype == torch.int8
+    assert stored["a.weight"].flatten().tolist() == [127, -1, 0, 0, 0, 127]
+    assert stored["a.weight.step"].tolist() == pytest.approx([0.01, 1, 2])
+    read = load_weights(path).state_dict
+    assert set(read) == set(state)
+    assert read["a.weight"].flatten().tolist() == pytest.approx([1.27, -0.01, 0, 0, 0, 254])
+    assert torch.equal(read["a.bias"], state["a.bias"].half().float())
+    assert torch.equal(read["n"], state["n"])
+
+
+def test_an_int8_network_is_half_as_large_and_nearly_the_same(tmp_path):
+    torch.manual_seed(0)
+    model = SuperPoint(SMALL).eval()
+    half, small = (
+        save_weights(tmp_path / f"{name}.safetensors", model.state_dict(), to_dict(SMALL), {}, t)
+        for name, t in (("half", torch.float16), ("small", torch.int8))
+    )
+    bytes_of = [sum(v.nbytes for v in load_file(path).values()) for path in (half, small)]
+    assert bytes_of[1] < 0.55 * bytes_of[0]
+    read = SuperPoint.from_pretrained(str(small)).eval()
+    with torch.no_grad():
+        for name, exact in model(image()).items():
+            error = read(image())[name] - exact
+            assert 0 < error.norm() < 0.03 * exact.norm()
+
+
 def test_superpoint_file_as_magicpoint_and_the_other_way(tmp_path):
     model = SuperPoint(SMALL).eval()
     path = save_weights(
@@ -401,7 +432,8 @@ def test_bundled_file(name):
     if not path.is_file():
         pytest.skip(f"{path.name} is not in the package")
     stored = load_file(path)
-    assert {v.dtype for v in stored.values() if v.is_floating_point()} == {torch.float16}
+    kernels = {v.dtype for v in stored.values() if v.ndim == 4}
+    assert kernels <= {torch.float16, torch.int8} and len(kernels) == 1
     weights = load_weights(name)
     assert weights.layout == "superpoint-lib"
     assert weights.metadata

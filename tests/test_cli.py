@@ -289,8 +289,21 @@ def test_export_releases_a_finished_training(project, capsys):
     assert released.metadata["learnt_from"] == "drawn shapes"
     assert released.metadata["training"]["steps"] == 1
     capsys.readouterr()
+    (project / "begun").mkdir()
+    missing = ["export", "--weights", "begun", "--output", "out.safetensors"]
+    assert "finish the training of begun" in fails(missing, capsys)
+
+
+def test_export_stores_a_weight_file_anew(project, weights, capsys):
+    path = str(weights["SuperPoint"])
+    arguments = ["export", "--weights", path, "--output", "small.safetensors"]
+    assert main([*arguments, "--stored-as", "int8"]) == 0
+    given, small = load_weights(path), load_weights(project / "small.safetensors")
+    assert small.config == given.config and small.metadata == given.metadata
+    for key, value in given.state_dict.items():
+        assert (small.state_dict[key] - value).abs().max() <= 0.004 * value.abs().max() + 1e-4
     missing = ["export", "--weights", "nothing", "--output", "out.safetensors"]
-    assert "finish the training of nothing" in fails(missing, capsys)
+    assert "no weight file nothing" in fails(missing, capsys)
 
 
 def test_an_unknown_ending_and_a_missing_gpu_are_refused(project, weights, capsys, monkeypatch):

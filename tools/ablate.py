@@ -33,6 +33,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "positions": {"position_weight": 0.5},
     "agreement": {"agreement_weight": 2.0},
     "any angle": {"homography": "any-angle"},
+    "any scale": {"homography": "any-scale"},
     "strong changes of gray levels": {"photometric": "strong"},
 }
 SHOWN = ("repeatability", "localization_error", "homography@1", "homography@3", "correct_matches@3")

@@ -205,7 +205,8 @@ def _pick(
         return np.asarray(candidates[rows, lots.argmax(1)])
     allowed = _inside(candidates)
     chosen = candidates[rows, np.where(allowed, lots, -1.0).argmax(1)]
-    return np.where(allowed.any(axis=1)[:, None, None], chosen, fallback)
+    possible = np.asarray(allowed.any(axis=1))[:, None, None]
+    return np.where(possible, chosen, fallback)
 
 
 def _scaled(moved: np.ndarray, config: HomographyConfig, rng: np.random.Generator) -> np.ndarray:

@@ -14,9 +14,12 @@ from superpoint_lib.model import MagicPoint, SuperPoint, fold_batch_norm
 
 
 def release(
-    run_dir: str | Path, output: str | Path, metadata: dict[str, Any] | None = None
+    run_dir: str | Path,
+    output: str | Path,
+    metadata: dict[str, Any] | None = None,
+    dtype: torch.dtype = torch.float16,
 ) -> Path:
-    """Write the weights of a finished run for others: folded, float16, with their origin.
+    """Write the weights of a finished run for others: folded, small, with their origin.
 
     Batch normalisation between convolution and ReLU is folded into the convolutions; the released
     network has none and so cannot behave differently in train mode. Other networks are written as
@@ -27,6 +30,7 @@ def release(
         output: the .safetensors file to write.
         metadata: more to say (title, licence, figures); goes before what the run recorded: its
             configuration, seed, steps, commit, duration in seconds and machine.
+        dtype: as in ``save_weights``.
 
     Returns:
         ``output``.
@@ -50,7 +54,7 @@ def release(
     config |= {key: [_short(path) for path in config[key]] for key in ("images", "labels")}
     config["init"] = _short(config["init"])
     everything = {**(metadata or {}), **facts, "seed": config["seed"], "training": config}
-    save_weights(output, net.state_dict(), to_dict(net.config), everything, dtype=torch.float16)
+    save_weights(output, net.state_dict(), to_dict(net.config), everything, dtype)
     return output
 
 
