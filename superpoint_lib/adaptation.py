@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -47,6 +47,7 @@ from superpoint_lib.model import (
 from superpoint_lib.paths import list_images
 
 _READERS = 2
+_WAITING = 4  # pictures that wait for others of their size, in batches
 
 
 @dataclass(frozen=True)
@@ -102,11 +103,11 @@ class AdaptConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.warps < 1 or self.batch < 0 or self.limit < 0:
-            raise ValueError(
-                "warps must be at least 1, batch and limit not negative, "
-                f"got {self.warps}, {self.batch} and {self.limit}"
-            )
+        if self.warps < 1:
+            raise ValueError(f"warps must be at least 1, got {self.warps}")
+        for key in ("batch", "limit", "top_k", "seed"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"{key} must not be negative, got {getattr(self, key)}")
         if (
             self.height % CELL_SIZE
             or self.width % CELL_SIZE
@@ -442,6 +443,22 @@ def _read_ahead(
             pending.extend((j, pool.submit(_read, j, config)) for j in islice(remaining, 1))
 
 
+def _same_size(
+    pictures: Iterable[tuple[_Job, NDArray[np.float32]]], number: int
+) -> Iterator[list[tuple[_Job, NDArray[np.float32]]]]:
+    """Batches of ``number`` pictures of one size; fewer where too many of other sizes wait."""
+    waiting: dict[tuple[int, ...], list[tuple[_Job, NDArray[np.float32]]]] = {}
+    for job, image in pictures:
+        waiting.setdefault(image.shape, []).append((job, image))
+        if len(waiting[image.shape]) == number:
+            yield waiting.pop(image.shape)
+        # Where every picture has a size of its own, all would be in memory before the first label.
+        # The oldest go: were it the most, rare sizes would fill the places and never leave them.
+        elif sum(map(len, waiting.values())) > _WAITING * number:
+            yield waiting.pop(next(iter(waiting)))
+    yield from waiting.values()
+
+
 def _picture_homographies(
     name: str, shape: tuple[int, int], config: AdaptConfig
 ) -> NDArray[np.float64]:
@@ -536,26 +553,21 @@ def export_labels(
         else:
             todo.append(job)
     pictures = max(1, _batch_size(config, device) // config.warps)
-    # Pictures of one size go through the network together.
-    waiting: dict[tuple[int, ...], list[tuple[_Job, NDArray[np.float32]]]] = {}
     with tqdm(total=len(todo), desc="adapting", unit="image", disable=not progress) as bar:
 
-        def label(batch: list[tuple[_Job, NDArray[np.float32]]]) -> None:
+        def readable() -> Iterator[tuple[_Job, NDArray[np.float32]]]:
+            for job, image in _read_ahead(todo, config, 2 * pictures):
+                if isinstance(image, str):
+                    report.failed.append((job.picture, image))
+                    bar.update()
+                else:
+                    yield job, image
+
+        # Pictures of one size go through the network together.
+        for batch in _same_size(readable(), pictures):
             _label_batch(model, batch, config, settings, device)
             report.written.extend(job.label for job, _ in batch)
             bar.update(len(batch))
-
-        for job, image in _read_ahead(todo, config, 2 * pictures):
-            if isinstance(image, str):
-                report.failed.append((job.picture, image))
-                bar.update()
-                continue
-            group = waiting.setdefault(image.shape, [])
-            group.append((job, image))
-            if len(group) == pictures:
-                label(waiting.pop(image.shape))
-        for group in waiting.values():
-            label(group)
     return report
 
 

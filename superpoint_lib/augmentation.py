@@ -143,10 +143,14 @@ def change_contrast(image: Image, limits: tuple[float, float], rng: np.random.Ge
 
 
 def add_gaussian_noise(image: Image, sigma: tuple[float, float], rng: np.random.Generator) -> Image:
-    """Add Gaussian noise; its deviation in gray levels of 255 is uniform in `sigma`."""
+    """Add Gaussian noise; its deviation in gray levels of 255 is uniform in `sigma`.
+
+    Sets the seed of OpenCV's global generator.
+    """
     noise: Image = np.empty(image.shape, np.float32)
-    # OpenCV's generator takes a quarter of the time of numpy's; `rng` decides what it gives.
-    cv2.setRNGSeed(int(rng.integers(1 << 31)))
+    # OpenCV's generator takes a quarter of the time of numpy's; `rng` decides what it gives. The
+    # seed has a sign, since the first number is made from it.
+    cv2.setRNGSeed(int(rng.integers(-(1 << 31), 1 << 31)))
     cv2.randn(noise, np.zeros(1), np.array([rng.uniform(*sigma) / 255]))
     noise += image
     return noise
@@ -260,7 +264,8 @@ def augment_homographic(
 
     Returns:
         image float32 (H, W), zero where the source has nothing; keypoints float32 (M, 2), those
-        that stay inside 0..W-1, 0..H-1; valid bool (H, W); H float64 (3, 3).
+        on its pixels, moved to 0..W-1, 0..H-1 where they lie in the outer half of one; valid bool
+        (H, W); H float64 (3, 3).
 
     Convention: H maps pixels of the given picture to pixels of the returned one.
 
@@ -270,7 +275,7 @@ def augment_homographic(
     H = sample_homographies(1, height, width, config, rng)[0]
     warped, valid = warp_with_mask(image, H, border)
     points = warp_points(np.asarray(keypoints, np.float64).reshape(-1, 2), H)
-    # Rounding must not push a keypoint on the outermost pixels out of the frame.
-    inside = ((points > -1e-3) & (points < (width - 1 + 1e-3, height - 1 + 1e-3))).all(axis=1)
+    # Pixels reach half a pixel around their centres, as labels count them.
+    inside = ((points >= -0.5) & (points < (width - 0.5, height - 0.5))).all(axis=1)
     kept = np.clip(points[inside], 0, (width - 1, height - 1)).astype(np.float32)
     return warped, kept, valid, H

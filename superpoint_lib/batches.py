@@ -128,10 +128,9 @@ def make_batch(
 
 
 def _framed(points: Tensor, height: int, width: int) -> Tensor:
-    """Points (B, N, 2) of the frame; the others become NaN."""
+    """Points (B, N, 2) on the pixels of the frame; the others become NaN."""
     x, y = points.unbind(-1)
-    # Rounding must not push a keypoint on the outermost pixels out of the frame.
-    inside = (x > -1e-3) & (x < width - 1 + 1e-3) & (y > -1e-3) & (y < height - 1 + 1e-3)
+    inside = (x >= -0.5) & (x < width - 0.5) & (y >= -0.5) & (y < height - 0.5)
     framed = torch.stack((x.clamp(0, width - 1), y.clamp(0, height - 1)), -1)
     return torch.where(inside[..., None], framed, math.nan)
 

@@ -44,6 +44,10 @@ HPatches  https://github.com/hpatches/hpatches-dataset (full image sequences), t
           ln -s /where/hpatches-sequences-release/is {folder}/hpatches"""
 
 
+PAIR_EXTRACTORS = ("superpoint", "sift", "orb")
+SHAPES_DETECTORS = ("magicpoint-synthetic", "magicpoint", "harris", "shi_tomasi", "fast")
+
+
 class UsageError(Exception):
     """Options that do not hold together; the message is one line."""
 
@@ -95,17 +99,20 @@ class EvaluateOptions:
     """Evaluate extractors on HPatches (repeatability, homography accuracy, matching, mAP), or on
     drawn shapes (average precision, localisation error)."""
 
-    extractors: Positional[tuple[str, ...]] = ("superpoint", "sift", "orb")
+    extractors: Positional[tuple[str, ...]] = ()
     """Bundled names, weight files, OpenCV's sift, rootsift, orb, fast, harris, shi_tomasi, or
-    random. superpoint@1,1.5 looks at each image at the scales 1 and 1.5."""
+    random; by default superpoint, sift and orb. superpoint@1,1.5 looks at each image at the scales
+    1 and 1.5. With --data shapes: bundled names, weight files, harris, shi_tomasi, fast; by default
+    these three and both MagicPoints."""
     data: str = "auto"
     """Folder of HPatches sequences; auto: data/hpatches if there, else the mini benchmark; warped:
     many small warped pairs, to choose between trainings; shapes: detectors on drawn shapes, with
     and without noise."""
-    protocol: str = "rpautrat"
-    """How to measure: rpautrat, rpautrat-box, eric or gluefactory; warped for --data warped."""
+    protocol: str = ""
+    """How to measure: rpautrat (the default), rpautrat-box, eric or gluefactory; warped for --data
+    warped. Not for shapes."""
     against: str = ""
-    """One of the extractors: also tell what the others gain on it, pair by pair."""
+    """One of the extractors: also tell what the others gain on it, pair by pair. Not for shapes."""
     images_per_primitive: int = 200
     """Pictures drawn of each primitive, with --data shapes."""
     precision: Literal["auto", "bf16", "float32"] = "float32"
@@ -327,7 +334,15 @@ def _adapt(arguments: Sequence[str]) -> int:
 
     config = _parse(AdaptConfig, "adapt", arguments)
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    print(export_labels(config, rank=rank, world=world))
+    report = export_labels(config, rank=rank, world=world)
+    print(report)
+    # Of several processes, one may well have no share, or a bad one; the first has a share of
+    # whatever there is.
+    alone_or_empty = world == 1 or (rank == 0 and not report.failed)
+    if alone_or_empty and not (report.written or report.skipped_existing):
+        missing = f"no pictures in {', '.join(config.images)}"
+        why = "every picture was left out" if report.failed else missing
+        raise CommandError(f"nothing labelled: {why}")
     return 0
 
 
@@ -335,7 +350,7 @@ def _extract(arguments: Sequence[str]) -> int:
     options = _parse(ExtractOptions, "extract", arguments)
     import numpy as np
 
-    from superpoint_lib.paths import read_gray
+    from superpoint_lib.paths import atomic_path, read_gray
 
     images = _image_files(options.images)
     targets = {path: options.output / f"{path.stem}.npz" for path in images}
@@ -356,7 +371,8 @@ def _extract(arguments: Sequence[str]) -> int:
             for name in ("keypoints", "keypoint_scores", "descriptors", "image_size")
             if getattr(features, name) is not None
         }
-        np.savez_compressed(target, **arrays)
+        with atomic_path(target) as temporary:
+            np.savez_compressed(temporary, **arrays)
         print(f"{target}: {len(features)} keypoints, computed in {features.computed_in}")
     if unreadable:
         raise CommandError(f"{len(unreadable)} of {len(images)} left out: {'; '.join(unreadable)}")
@@ -404,15 +420,17 @@ def _evaluate(arguments: Sequence[str]) -> int:
     from superpoint_lib.evaluation.hpatches import evaluate, load_sequences
     from superpoint_lib.evaluation.mini import benchmark_folder
 
-    if options.against and options.against not in options.extractors:
+    names = options.extractors or PAIR_EXTRACTORS
+    if options.against and options.against not in names:
         raise UsageError(f"--against {options.against}: not among the extractors")
+    protocol = options.protocol or "rpautrat"
     folder = benchmark_folder(options.data)
     sequences = load_sequences(folder)
-    extractors = {name: _measured(name, options.precision) for name in options.extractors}
-    results = evaluate(extractors, sequences, options.protocol)
+    extractors = {name: _measured(name, options.precision) for name in names}
+    results = evaluate(extractors, sequences, protocol)
     command = shlex.join(["superpoint", "evaluate", *arguments])
     paths = results.save(options.output, command, options.against or None)
-    print(f"{len(sequences)} sequences of {folder}, protocol {options.protocol}\n")
+    print(f"{len(sequences)} sequences of {folder}, protocol {protocol}\n")
     print("\n\n".join(results.table(part) for part in results.splits))
     if options.against:
         print(f"\nMore than {options.against}, pair by pair, with 95 % intervals:")
@@ -429,7 +447,10 @@ def _evaluate_on_shapes(options: EvaluateOptions, command: str) -> int:
     from superpoint_lib.evaluation.detection import evaluate_detectors_on_shapes
     from superpoint_lib.paths import write_json
 
-    detectors = {name: _shapes_detector(name, options.precision) for name in options.extractors}
+    if options.protocol or options.against:
+        raise UsageError("evaluate: --protocol and --against are not for --data shapes")
+    names = options.extractors or SHAPES_DETECTORS
+    detectors = {name: _shapes_detector(name, options.precision) for name in names}
     results: dict[str, Any] = {"command": command}
     for part in ("clean", "noise"):
         found = evaluate_detectors_on_shapes(
@@ -454,11 +475,16 @@ def _decimals(value: float | None) -> str:
 
 def _shapes_detector(name: str, precision: Precision) -> Detector:
     """All detections of a detector, weak ones too: average precision ranks them."""
-    from superpoint_lib.evaluation.classical import DETECTORS
+    from superpoint_lib.evaluation.classical import DETECTORS, EXTRACTORS
     from superpoint_lib.extraction import Features, extract
 
     if name in DETECTORS:
         return DETECTORS[name]
+    if name in EXTRACTORS or name == "random":
+        raise UsageError(
+            f"evaluate: not for --data shapes: {name}; choose bundled names, weight files, "
+            f"{', '.join(DETECTORS)}"
+        )
     model = _load_model(name)
 
     def detect(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -493,10 +493,14 @@ class PhotoDataset(Dataset[Sample]):
             raise FileNotFoundError(
                 f"no label folder {labels}; make it with homographic adaptation (notebook 03)"
             )
+        taken: dict[Path, Path] = {}
         for picture in list_images(images):
             label = labels / picture.relative_to(images).with_suffix(".npz")
-            if label.is_file():
+            if label in taken:
+                self.skipped.append((picture, f"{label} holds the labels of {taken[label]}"))
+            elif label.is_file():
                 self._labels[picture] = label
+                taken[label] = picture
             else:
                 self.skipped.append((picture, f"no label file {label}"))
 

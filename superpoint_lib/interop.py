@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from superpoint_lib.extraction import Features
 from superpoint_lib.geometry.cells import CELL_SIZE
+from superpoint_lib.paths import atomic_path
 
 KEYPOINT_SIZE = float(CELL_SIZE)
 """Diameter in pixels that a keypoint is given where another library asks for one: a cell's side."""
@@ -255,7 +256,8 @@ def export_onnx(
             verbose=False,
         )
     assert program is not None
-    program.save(str(path), external_data=False)
+    with atomic_path(path) as temporary:
+        program.save(str(temporary), external_data=False)
     return path
 
 

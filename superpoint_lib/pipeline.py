@@ -7,7 +7,8 @@ same in every profile; only numbers and inputs differ.
 Everything of a run lies in ``runs/<profile>``: the executed notebooks and their HTML,
 ``figures/``, ``index.html``, and a folder per notebook with its artefacts, its ``results.json`` and
 ``run.json``, the record by which a run is resumed. An executed notebook is put in place only when
-it has finished, so that a failure never costs an earlier result.
+it has finished, so that a failure never costs an earlier one. Artefacts are overwritten as a
+notebook runs: the record goes when it starts, and is written when it has finished.
 """
 
 from __future__ import annotations
@@ -144,7 +145,8 @@ def plan(
 
     Raises:
         PipelineError: an unknown profile, notebook or parameter; a value of the wrong type; a
-            ``{run}/`` value that names no earlier notebook, or one that has not been run.
+            ``{run}/`` value that names no earlier notebook, or one that has not been run
+            to its end.
     """
     run_dir = run_dir or runs_dir() / profile
     values = load_profile(profile)
@@ -162,7 +164,7 @@ def plan(
             if needed not in available and not (run_dir / needed / "run.json").is_file():
                 raise PipelineError(
                     f"{where}: {stage.name} reads what {needed} leaves in {run_dir / needed}, "
-                    f"which has not been run: add {needed[:2]} to --only"
+                    f"which has not been run to its end: add {needed[:2]} to --only"
                 )
     return chosen
 
@@ -372,7 +374,9 @@ def _run_stage(stage: Stage, run_dir: Path, cell_timeout: int) -> StageReport:
     running = run_dir / f"{stage.name}.running.ipynb"
     failed = run_dir / f"{stage.name}.failed.ipynb"
     stage.output.mkdir(parents=True, exist_ok=True)
-    (stage.output / "results.json").unlink(missing_ok=True)
+    # The notebook overwrites its artefacts: until it has finished, nothing must vouch for them.
+    for name in ("run.json", "results.json"):
+        (stage.output / name).unlink(missing_ok=True)
     started = time.monotonic()
     message = _execute(stage, running, cell_timeout)
     seconds = round(time.monotonic() - started, 1)

@@ -387,6 +387,28 @@ def test_native_sizes(config, images):
     assert [path.name for path, _ in report.failed] == ["tiny.png"]
 
 
+def test_pictures_of_many_sizes_do_not_all_wait_in_memory(config, images, monkeypatch):
+    for i in range(40):
+        cv2.imwrite(str(images / f"{i:02}.png"), np.full((40, 40 + i), 99, np.uint8))
+    read, reads, batches = adaptation._read, [], []
+
+    def count(job, config):
+        reads.append(job.name)
+        return read(job, config)
+
+    def record(model, batch, *settings):
+        batches.append((len(reads), [image.shape for _, image in batch]))
+
+    monkeypatch.setattr(adaptation, "_read", count)
+    monkeypatch.setattr(adaptation, "_label_batch", record)
+    report = export_labels(replace(config, height=0, width=0, batch=9), progress=False)
+    # Three go through the network together: twelve wait, six are read ahead.
+    assert batches[0][0] <= 12 + 6 + 1
+    # The three of one size are the last to come, and still go together.
+    assert [(60, 90)] * 3 in [shapes for _, shapes in batches]
+    assert len(report.written) == len({*report.written}) == 43
+
+
 def test_several_folders(config, images, tmp_path):
     other = tmp_path / "more"
     other.mkdir()
@@ -421,8 +443,10 @@ def test_nothing_to_label_and_missing_folders(config, tmp_path):
     ("changes", "message"),
     [
         ({"warps": 0}, "at least 1"),
-        ({"batch": -1}, "not negative"),
-        ({"limit": -1}, "not negative"),
+        ({"batch": -1}, "batch must not be negative, got -1"),
+        ({"limit": -1}, "limit must not be negative"),
+        ({"top_k": -1}, "top_k must not be negative"),
+        ({"seed": -1}, "seed must not be negative"),
         ({"height": 100}, "multiples of 8"),
         ({"height": 0}, "both 0"),
         ({"homography": "sideways"}, "sideways"),

@@ -116,6 +116,9 @@ def test_gaussian_noise_is_normal_independent_and_the_generators_own():
     cv2.randn(np.empty((5, 5), np.float32), 0, 1)  # moves OpenCV's global generator
     assert np.array_equal(add_gaussian_noise(still, (255.0, 255.0), _rng()), noise)
     rng = _rng()
+    firsts = [add_gaussian_noise(still[:1, :1], (255.0, 255.0), rng).item() for _ in range(2000)]
+    assert np.mean(firsts) == pytest.approx(0, abs=0.08)
+    assert np.std(firsts) == pytest.approx(1, abs=0.08)
     first, second = (add_gaussian_noise(still, (255.0, 255.0), rng) for _ in "01")
     assert abs(np.mean(first * second)) < 0.01
 
@@ -217,6 +220,14 @@ def test_keypoints_that_leave_the_frame_are_dropped():
         assert (warped[valid] == 1).all()
         lost += len(grid) - len(points)
     assert lost > 0
+
+
+def test_keypoints_in_the_outer_half_of_a_pixel_are_on_it():
+    keypoints = np.array([[-0.3, 5.0], [47.4, 20.0], [-0.6, 5.0], [47.6, 20.0]], np.float32)
+    _, points, _, _ = augment_homographic(
+        np.zeros((40, 48), np.float32), keypoints, HOMOGRAPHY_PRESETS["identity"], _rng(), border=3
+    )
+    assert np.allclose(points, [[0.0, 5.0], [47.0, 20.0]], atol=1e-4)
 
 
 def test_identity_keeps_everything_but_the_rim():

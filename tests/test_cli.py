@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -138,6 +139,17 @@ def test_extract_writes_features_and_lists_what_it_cannot_read(project, weights,
         assert features["image_size"].tolist() == [80, 100]
 
 
+def test_an_interrupted_extract_leaves_no_half_file(project, weights, capsys, monkeypatch):
+    def interrupted(path, **arrays):
+        Path(path).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    write_picture(project / "a.png")
+    monkeypatch.setattr(np, "savez_compressed", interrupted)
+    fails(["extract", "a.png", "--output", "o", "--weights", weights["SuperPoint"]], capsys, 130)
+    assert list((project / "o").iterdir()) == []
+
+
 @pytest.mark.parametrize(("precision", "told"), [("float32", "float32"), ("bf16", "bfloat16")])
 def test_extract_and_match_tell_what_they_computed_in(project, weights, capsys, precision, told):
     path = write_picture(project / "a.png")
@@ -267,6 +279,25 @@ def test_adapt_writes_labels(project, weights, capsys):
     size = ["--height", "80", "--width", "96", "--weights", str(weights["MagicPoint"])]
     assert main([*arguments, *size]) == 0
     assert (project / "labels" / "a.npz").is_file()
+    assert main([*arguments, *size]) == 0  # all there already
+
+
+def test_adapt_fails_where_it_labels_nothing(project, weights, capsys, monkeypatch):
+    folder = project / "pictures"
+    folder.mkdir()
+    arguments = ["adapt", "--images", "pictures", "--weights", weights["MagicPoint"]]
+    assert main(list(map(str, arguments))) == 1
+    assert "nothing labelled: no pictures in pictures" in capsys.readouterr().err
+    (folder / "a.png").write_text("no picture")
+    assert main(list(map(str, arguments))) == 1
+    shown = capsys.readouterr()
+    assert "a.png" in shown.out
+    assert "nothing labelled: every picture was left out" in shown.err
+    # Another process may have labelled its share.
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        assert main(list(map(str, arguments))) == 0
 
 
 def test_evaluate_measures_detectors_on_drawn_shapes(project, capsys):
@@ -276,6 +307,26 @@ def test_evaluate_measures_detectors_on_drawn_shapes(project, capsys):
     assert found["command"].startswith("superpoint evaluate harris fast --data shapes")
     assert list(found["clean"]["detectors"]) == list(found["noise"]["detectors"])
     assert "average precision at 4 px" in capsys.readouterr().out
+
+
+def test_evaluate_on_shapes_has_defaults_of_its_own(project):
+    arguments = ["evaluate", "--data", "shapes", "--images-per-primitive", "1"]
+    assert main([*arguments, "--output", "shapes.json"]) == 0
+    names = ["magicpoint-synthetic", "magicpoint", "harris", "shi_tomasi", "fast"]
+    assert list(json.loads((project / "shapes.json").read_text())["clean"]["detectors"]) == names
+
+
+@pytest.mark.parametrize("name", ["sift", "rootsift", "orb", "random"])
+def test_evaluate_on_shapes_takes_detectors_only(project, capsys, name):
+    line = fails(["evaluate", "harris", name, "--data", "shapes"], capsys, 2)
+    assert f"shapes: {name}" in line
+    assert "harris, shi_tomasi, fast" in line
+
+
+@pytest.mark.parametrize("option", [("--protocol", "rpautrat"), ("--against", "fast")])
+def test_evaluate_on_shapes_refuses_what_it_would_ignore(project, capsys, option):
+    line = fails(["evaluate", "fast", "--data", "shapes", *option], capsys, 2)
+    assert option[0] in line
 
 
 def test_export_releases_a_finished_training(project, capsys):

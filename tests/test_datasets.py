@@ -401,6 +401,15 @@ def test_what_cannot_be_used_is_listed(folders):
     assert "odd.npz" in reasons["odd.png"]
 
 
+def test_labels_belong_to_one_picture(folders):
+    images, labels = folders
+    write_picture(images / "0.jpg", gray(9))
+    dataset = PhotoDataset([images], [labels], 48, 64)
+    assert [path.name for path in dataset.pictures if path.stem == "0"] == ["0.jpg"]
+    ((path, reason),) = dataset.skipped
+    assert path.name == "0.png" and "0.jpg" in reason
+
+
 def test_a_picture_found_unreadable_later_is_replaced(folders):
     images, labels = folders
     (images / "0.png").write_bytes(b"gone")

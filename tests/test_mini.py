@@ -84,6 +84,19 @@ def test_a_made_benchmark_is_kept_and_an_outdated_one_replaced(tmp_path, photo):
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
 
+def test_what_another_process_made_meanwhile_is_left_alone(tmp_path, photo, monkeypatch):
+    write, inodes = mini._write_sequences, []
+
+    def write_while_another_finishes(*arguments):
+        write(*arguments)
+        monkeypatch.setattr(mini, "_write_sequences", write)
+        inodes.append(make_benchmark(tmp_path / "made", {"a": photo}, SMALL).stat().st_ino)
+
+    monkeypatch.setattr(mini, "_write_sequences", write_while_another_finishes)
+    assert make_benchmark(tmp_path / "made", {"a": photo}, SMALL).stat().st_ino == inodes[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path, photo):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
@@ -142,11 +155,12 @@ def test_linked_sequences_come_before_the_mini_benchmark(tmp_path, monkeypatch):
 
 
 def test_warped_pairs_are_made_of_every_picture_and_small(tmp_path, photo):
-    for name in ("a", "b"):
-        assert cv2.imwrite(str(tmp_path / f"{name}.png"), (photo * 255).clip(0, 255))
+    for folder in ("p", "q"):
+        (tmp_path / folder).mkdir()
+        assert cv2.imwrite(str(tmp_path / folder / "a.png"), (photo * 255).clip(0, 255))
     folder = warped_pairs(tmp_path / "pairs", tmp_path)
     sequences = load_sequences(folder)
-    assert [s.name for s in sequences] == ["i_a", "i_b", "v_a", "v_b"]
+    assert [s.name for s in sequences] == ["i_p_a", "i_q_a", "v_p_a", "v_q_a"]
     assert all(s.homographies.shape == (2, 3, 3) for s in sequences)
     assert read_gray(sequences[0].image_paths[0]).shape == (240, 320)
     results = evaluate(

@@ -1,5 +1,6 @@
 """The pipeline on a throw-away project of small notebooks, executed for real."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -138,6 +139,26 @@ def test_a_failure_keeps_the_earlier_result_and_stops_only_its_readers(project):
     assert (project / "runs" / "long" / "00_first.failed.ipynb").is_file()
     assert "failed: cell 3" in result.index.read_text()
     assert "2 of 3 notebooks did not finish" in summary(result)
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_what_a_failed_run_left_half_done_is_not_kept(project, monkeypatch, stopped):
+    run_profile("quick", only=["00"])
+    artefact = project / "runs" / "quick" / "00_first" / "weights.txt"
+
+    def broken(stage, target, cell_timeout):
+        artefact.write_text("half")
+        if stopped:
+            raise KeyboardInterrupt
+        return "cell 3: OSError: disk full"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "_execute", broken)
+        with pytest.raises(KeyboardInterrupt) if stopped else contextlib.nullcontext():
+            run_profile("quick", only=["00"])
+    again = run_profile("quick", only=["00"], resume=True)
+    assert statuses(again) == {"00_first": "done"}
+    assert artefact.read_text() == "2"
 
 
 def test_an_exception_inside_a_widget_callback_fails_the_notebook(project):

@@ -132,6 +132,9 @@ def test_recipes_can_be_built_from_plain_values():
         ({"detector_weight": 0.0}, "detector_weight"),
         ({"data": "photos"}, "labels"),
         ({"soft_targets": True}, "soft_targets"),
+        ({"gradient_clip": -1.0}, "gradient_clip"),
+        ({"seed": -1}, "seed"),
+        ({"ema_decay": 1.5}, "ema_decay"),
         ({"learning_rat": 1.0}, "learning_rat"),
         ({"learning_rate": "1e-3"}, "learning_rate"),
     ],
@@ -582,6 +585,63 @@ def test_a_finished_run_is_returned_without_training(tmp_path, monkeypatch):
     again = run(TINY, tmp_path)
     assert same_weights(first.model, again.model)
     assert again.history == first.history
+
+
+def test_a_finished_run_needs_neither_its_data_nor_its_start(tmp_path, monkeypatch):
+    start = tmp_path / "start.safetensors"
+    net = make_model(replace(TINY, seed=5))
+    save_weights(start, net.state_dict(), to_dict(net.config), {}, torch.float32)
+    config = replace(TINY, init=str(start))
+    first = run(config, tmp_path / "run")
+    start.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "make_dataset", None)
+        again = run(config, tmp_path / "run")
+        assert same_weights(first.model, again.model)
+        assert again.history == first.history
+        with pytest.raises(ConfigError, match="steps"):
+            run(replace(config, steps=7), tmp_path / "run")
+    # Starting anew needs the file, and the finished run stays where that fails.
+    with pytest.raises(FileNotFoundError):
+        run(config, tmp_path / "run", resume=False)
+    assert same_weights(first.model, run(config, tmp_path / "run").model)
+
+
+def test_a_begun_run_goes_on_without_the_weights_it_started_from(tmp_path, monkeypatch):
+    start = tmp_path / "start.safetensors"
+    net = make_model(replace(TINY, seed=5))
+    save_weights(start, net.state_dict(), to_dict(net.config), {}, torch.float32)
+    config = replace(TINY, init=str(start), ema_decay=0.9)
+    straight = run(config, tmp_path / "straight")
+    with monkeypatch.context() as patch:
+        wrap_dataset(patch, 2 * config.batch_size, lambda _: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            run(config, tmp_path / "resumed")
+    start.unlink()
+    assert same_weights(straight.model, run(config, tmp_path / "resumed").model)
+
+
+@pytest.mark.parametrize("stopped_at", ["run.json", "weights.safetensors"])
+def test_a_run_stopped_while_it_finishes_can_be_released(tmp_path, monkeypatch, stopped_at):
+    def stop(write):
+        def stopping(path, *arguments, **options):
+            if path.name == stopped_at:
+                raise KeyboardInterrupt
+            return write(path, *arguments, **options)
+
+        return stopping
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "write_json", stop(loop.write_json))
+        patch.setattr("superpoint_lib.training.run.save_weights", stop(save_weights))
+        with pytest.raises(KeyboardInterrupt):
+            run(TINY, tmp_path / "run")
+    # The weights come last: whoever finds them can release them.
+    assert not (tmp_path / "run" / "weights.safetensors").exists()
+    run(TINY, tmp_path / "run")
+    (tmp_path / "run" / "run.json").unlink()  # a run from before they did
+    run(TINY, tmp_path / "run")
+    assert release(tmp_path / "run", tmp_path / "small.safetensors").is_file()
 
 
 def test_a_folder_with_another_configuration_is_refused_by_key(tmp_path):

@@ -49,8 +49,8 @@ def hpatches() -> str:
     pairs = len(results.select(results.extractors[0]).records)
     caption = (
         f"**Real photographs**: {len(results.sequences)} sequences, {pairs} pairs in the layout of "
-        f"HPatches, protocol `{results.protocol_name}`. One pair is {1 / pairs:.3f}: smaller "
-        "differences mean nothing."
+        f"HPatches, protocol `{results.protocol_name}`. The homography columns move in steps of "
+        f"one pair, {1 / pairs:.3f}; what a difference is worth, notebook 06 shows pair by pair."
     )
     return _with_source(caption, ["", *HPATCHES_COLUMNS], rows, path)
 

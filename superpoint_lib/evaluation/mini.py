@@ -128,7 +128,9 @@ def warped_pairs(folder: str | Path | None = None, source: str | Path = "auto") 
     """
     pictures = resolve_images(source, "benchmark")
     photos: dict[str, Image | Path] = {
-        path.stem: path for path in list_images(pictures) if path.stem not in _SAME_SCENE
+        "_".join(path.relative_to(pictures).with_suffix("").parts): path
+        for path in list_images(pictures)
+        if path.stem not in _SAME_SCENE
     }
     target = runs_dir() / "warped-pairs" / pictures.name if folder is None else Path(folder)
     return make_benchmark(target, photos, WARPED, progress=True)
@@ -223,12 +225,14 @@ def _made_with(folder: Path) -> dict[str, Any] | None:
 
 
 def _move(temporary: Path, target: Path, settings: dict[str, Any]) -> None:
-    """Put the finished folder in place; another process may just have done the same."""
-    if target.exists():
-        outdated = target.with_name(f"{temporary.name}.old")
-        target.rename(outdated)
-        shutil.rmtree(outdated, ignore_errors=True)
+    """Put the finished folder in place; another process may have done the same meanwhile."""
+    if _made_with(target) == settings:
+        return
+    outdated = target.with_name(f"{temporary.name}.old")
     try:
+        if target.exists():
+            target.rename(outdated)
+            shutil.rmtree(outdated, ignore_errors=True)
         temporary.rename(target)
     except OSError:
         if _made_with(target) != settings:

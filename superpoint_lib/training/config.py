@@ -101,6 +101,11 @@ class TrainConfig:
         for key in ("steps", "batch_size", "log_every", "checkpoint_every"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"{key}: must be at least 1, got {getattr(self, key)}")
+        for key in ("learning_rate", "weight_decay", "gradient_clip", "seed"):
+            if getattr(self, key) < 0:
+                raise ConfigError(f"{key}: must not be negative, got {getattr(self, key)}")
+        if not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"ema_decay: must be in [0, 1), got {self.ema_decay}")
         if self.descriptor_weight and (self.model != "superpoint" or self.views != 2):
             raise ConfigError(
                 "descriptor_weight: a descriptor loss needs model 'superpoint' and views 2, got "

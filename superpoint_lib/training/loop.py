@@ -26,7 +26,7 @@ from superpoint_lib.paths import write_json
 from superpoint_lib.training.config import TrainConfig
 from superpoint_lib.training.facts import describe, run_facts
 from superpoint_lib.training.pieces import make_dataset, make_fabric
-from superpoint_lib.training.run import Run, append_history, claim, write_history
+from superpoint_lib.training.run import Run, append_history, claim, steps_done, write_history
 from superpoint_lib.training.steps import Batch, batch_losses, learning_rate_at
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ class TrainResult:
     """What a run leaves: ``model`` in eval mode on the training device (averaged weights if the
 
     average is on), ``history`` one dictionary per row of history.csv, ``weights_path`` the same
-    weights as a float32 safetensors file, ``skipped`` the pictures left out and why.
+    weights as a float32 safetensors file, ``skipped`` the pictures left out and why (none where the
+    run was complete before: it looks at no picture).
     """
 
     model: nn.Module
@@ -60,7 +61,8 @@ def train(
         progress: show a progress bar and a line about the device.
 
     Returns:
-        The trained network and its history; at once, without training, where the run is complete.
+        The trained network and its history; at once, without training, where the run is complete:
+        its pictures, labels and ``init`` may be gone by then.
 
     Raises:
         ConfigError: the folder belongs to a run with another configuration (keys are named), or
@@ -76,18 +78,19 @@ def train(
     keep_freed_memory()
     run_dir = Path(run_dir)
     fabric = make_fabric(config)
+    done = steps_done(run_dir, config) if resume else None
     # What cannot start leaves nothing behind that a corrected call would trip over.
-    dataset = make_dataset(config)
-    run = Run(config, run_dir, fabric)
+    dataset = None if done == config.steps else make_dataset(config)
+    run = Run(config, run_dir, fabric, begun=done is not None)
     if fabric.is_global_zero:
         claim(run_dir, config, resume)
     fabric.barrier()
     run.load()
-    if run.step < config.steps:
+    if dataset is not None:
         if progress and fabric.is_global_zero:
             print(describe(config, fabric))
         _train_steps(run, dataset, progress and fabric.is_global_zero)
-    return _finish(run, dataset)
+    return _finish(run, list(getattr(dataset, "skipped", [])))
 
 
 def _train_steps(run: Run, dataset: ShapesDataset | PhotoDataset, progress: bool) -> None:
@@ -150,20 +153,20 @@ def _freeze_norm(net: nn.Module) -> None:
             module.eval()
 
 
-def _finish(run: Run, dataset: ShapesDataset | PhotoDataset) -> TrainResult:
-    weights_path = run.run_dir / "weights.safetensors"
+def _finish(run: Run, skipped: list[tuple[Path, str]]) -> TrainResult:
+    weights_path, facts_path = run.run_dir / "weights.safetensors", run.run_dir / "run.json"
     if run.average:
         run.net.load_state_dict(run.average.state)
     run.net.eval().requires_grad_(True)
-    if run.fabric.is_global_zero and not weights_path.is_file():
-        run.write_weights(weights_path, run.net.state_dict())
+    if run.fabric.is_global_zero and not (weights_path.is_file() and facts_path.is_file()):
         facts = run_facts(run.config, run.fabric) | {
             "steps": run.step,
             "seconds": round(run.seconds, 1),
         }
-        write_json(run.run_dir / "run.json", facts)
+        write_json(facts_path, facts)
+        # Last, for whoever finds the weights takes the run for complete.
+        run.write_weights(weights_path, run.net.state_dict())
     run.fabric.barrier()
-    skipped = list(getattr(dataset, "skipped", []))
     return TrainResult(run.net, run.history, weights_path, skipped)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -47,11 +48,20 @@ class Run:
 
     A checkpoint is a set of files named by their step and ``checkpoint.json``, which is replaced
     last: whatever is interrupted, it names a complete set.
+
+    Args:
+        config: the run.
+        run_dir: its folder.
+        fabric: launched.
+        begun: a checkpoint will be loaded: ``config.init`` is not read, and may be gone.
     """
 
-    def __init__(self, config: TrainConfig, run_dir: Path, fabric: Fabric) -> None:
+    def __init__(
+        self, config: TrainConfig, run_dir: Path, fabric: Fabric, begun: bool = False
+    ) -> None:
         self.config, self.run_dir, self.fabric = config, run_dir, fabric
-        self.net = make_model(config).to(fabric.device)
+        start = dataclasses.replace(config, init="") if begun else config
+        self.net = make_model(start).to(fabric.device)
         self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if not config.descriptor_weight:
             for name, parameter in self.net.named_parameters():
@@ -162,14 +172,14 @@ def _is_descriptor(name: str) -> bool:
     return name.startswith("descriptor")
 
 
-def claim(run_dir: Path, config: TrainConfig, resume: bool) -> None:
-    """Checks that the folder holds this run or none, and writes its configuration."""
+def steps_done(run_dir: Path, config: TrainConfig) -> int | None:
+    """The step of the folder's checkpoint; None where there is none. Changes nothing.
+
+    Raises:
+        ConfigError: the folder belongs to a run with another configuration (keys are named).
+    """
     path = run_dir / "config.json"
-    if not resume:
-        for name in ("checkpoint.json", "weights.safetensors", "history.csv", "run.json"):
-            (run_dir / name).unlink(missing_ok=True)
-        shutil.rmtree(run_dir / "checkpoint", ignore_errors=True)
-    elif path.is_file():
+    if path.is_file():
         # A field that is younger than the run had its default then.
         before, now = to_dict(TrainConfig()) | json.loads(path.read_text()), to_dict(config)
         changed = [
@@ -183,7 +193,17 @@ def claim(run_dir: Path, config: TrainConfig, resume: bool) -> None:
                 f"{run_dir} holds a run with another configuration: {listed}. Use another folder, "
                 "or resume=False (--no-resume) to drop it and start again"
             )
-    write_json(path, to_dict(config))
+    record = run_dir / "checkpoint.json"
+    return json.loads(record.read_text())["step"] if record.is_file() else None
+
+
+def claim(run_dir: Path, config: TrainConfig, resume: bool) -> None:
+    """Writes the configuration; without ``resume``, drops the run that the folder holds."""
+    if not resume:
+        for name in ("checkpoint.json", "weights.safetensors", "history.csv", "run.json"):
+            (run_dir / name).unlink(missing_ok=True)
+        shutil.rmtree(run_dir / "checkpoint", ignore_errors=True)
+    write_json(run_dir / "config.json", to_dict(config))
 
 
 def read_history(path: str | Path) -> list[dict[str, float]]:
