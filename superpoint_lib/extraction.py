@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from superpoint_lib.geometry.cells import CELL_SIZE
-from superpoint_lib.model import Precision, uses_bfloat16
+from superpoint_lib.model import Precision, exact_float32, uses_bfloat16
 
 MIN_IMAGE_SIZE = 16
 _RGB_WEIGHTS = (0.299, 0.587, 0.114)
@@ -172,7 +172,8 @@ def network_maps(
     padding = (0, -width % CELL_SIZE, 0, -height % CELL_SIZE)
     padded = F.pad(images.to(like.device, like.dtype), padding, mode="replicate")
     lower = like.dtype == torch.float32 and uses_bfloat16(precision, like.device)
-    with torch.autocast(like.device.type, torch.bfloat16, enabled=lower):
+    autocast = torch.autocast(like.device.type, torch.bfloat16, enabled=lower)
+    with autocast, exact_float32(precision == "float32"):
         maps = model(padded)
     return maps, str(torch.bfloat16 if lower else like.dtype).removeprefix("torch.")
 

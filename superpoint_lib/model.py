@@ -8,7 +8,8 @@ mapping weight files is ``checkpoints``. Architecture: DeTone, Malisiewicz and R
 import copy
 import math
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self, TypeVar
@@ -303,6 +304,20 @@ def uses_bfloat16(precision: Precision, device: torch.device) -> bool:
     return device.type == "cpu" and any(
         getattr(torch.cpu, check, lambda: False)() for check in checks
     )
+
+
+@contextmanager
+def exact_float32(exact: bool) -> Iterator[None]:
+    """Inside, if ``exact``, no NVIDIA GPU rounds the factors of float32 convolutions to 10 bits.
+
+    It would by default (TF32), as PyTorch sets it.
+    """
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = before and not exact
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def _norm_layer(channels: int, config: ModelConfig) -> nn.Module:

@@ -687,14 +687,24 @@ def test_match_refuses_what_it_cannot_compare():
 # ------------------------------------------------------------------ devices
 
 
+@pytest.mark.parametrize(("precision", "rounds"), [("float32", False), ("bf16", True)])
+def test_float32_asked_for_is_not_rounded_by_a_gpu(precision, rounds, monkeypatch):
+    """The switch is PyTorch's for cuDNN; it can be set and read without a GPU."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    model, seen = superpoint(), []
+    model.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    extract(model, uniform(1, 32, 40), precision=precision)
+    assert seen == [rounds]
+    assert torch.backends.cudnn.allow_tf32
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_gpu_agrees_with_cpu():
     images = uniform(2, 1, 61, 83)
     heatmap = uniform(2, 60, 80)
     assert torch.equal(nms(heatmap.cuda(), 4).cpu(), nms(heatmap, 4))
-    with torch.backends.cudnn.flags(allow_tf32=False):
-        on_gpu = extract(superpoint().cuda(), images, max_keypoints=50)
-    on_cpu = extract(superpoint(), images, max_keypoints=50)
+    on_gpu = extract(superpoint().cuda(), images, max_keypoints=50, precision="float32")
+    on_cpu = extract(superpoint(), images, max_keypoints=50, precision="float32")
     for a, b in zip(on_gpu, on_cpu, strict=True):
         assert a.keypoints.is_cuda and a.descriptors.is_cuda
         torch.testing.assert_close(a.keypoint_scores.cpu(), b.keypoint_scores, rtol=0, atol=1e-4)
