@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from superpoint_lib.geometry import (
     HomographyConfig,
+    on_pixels,
     sample_homographies,
     warp_points,
     warp_with_mask,
@@ -275,7 +276,7 @@ def augment_homographic(
     H = sample_homographies(1, height, width, config, rng)[0]
     warped, valid = warp_with_mask(image, H, border)
     points = warp_points(np.asarray(keypoints, np.float64).reshape(-1, 2), H)
-    # Pixels reach half a pixel around their centres, as labels count them.
-    inside = ((points >= -0.5) & (points < (width - 0.5, height - 0.5))).all(axis=1)
-    kept = np.clip(points[inside], 0, (width - 1, height - 1)).astype(np.float32)
+    kept = np.clip(points[on_pixels(points, height, width)], 0, (width - 1, height - 1)).astype(
+        np.float32
+    )
     return warped, kept, valid, H

@@ -20,7 +20,12 @@ from torch.utils.data import Dataset
 
 from superpoint_lib.augmentation import SHADE_DETAIL, PhotometricConfig
 from superpoint_lib.datasets import PhotoDataset, Sample, ShapesDataset
-from superpoint_lib.geometry import sample_homographies, warp_batch_with_masks, warp_points
+from superpoint_lib.geometry import (
+    on_pixels,
+    sample_homographies,
+    warp_batch_with_masks,
+    warp_points,
+)
 from superpoint_lib.geometry.cells import CELL_SIZE, DUSTBIN
 from superpoint_lib.losses import cell_validity
 
@@ -130,9 +135,8 @@ def make_batch(
 def _framed(points: Tensor, height: int, width: int) -> Tensor:
     """Points (B, N, 2) on the pixels of the frame; the others become NaN."""
     x, y = points.unbind(-1)
-    inside = (x >= -0.5) & (x < width - 0.5) & (y >= -0.5) & (y < height - 0.5)
     framed = torch.stack((x.clamp(0, width - 1), y.clamp(0, height - 1)), -1)
-    return torch.where(inside[..., None], framed, math.nan)
+    return torch.where(on_pixels(points, height, width)[..., None], framed, math.nan)
 
 
 # ------------------------------------------------------------------------------- targets

@@ -34,6 +34,7 @@ from superpoint_lib.augmentation import (
 from superpoint_lib.geometry import (
     HOMOGRAPHY_PRESETS,
     HomographyConfig,
+    on_pixels,
     resize_and_crop,
     warp_points,
 )
@@ -389,7 +390,7 @@ def crop_and_resize(
     region = image[y : y + window[1], x : x + window[0]]
     resized = cv2.resize(region, (width, height), interpolation=interpolation)
     moved = ((keypoints - (x, y) + 0.5) * factor - 0.5).astype(np.float32)
-    inside = ((moved >= -0.5) & (moved < (width - 0.5, height - 0.5))).all(1)
+    inside = on_pixels(moved, height, width)
     return np.asarray(resized, np.uint8), moved[inside], inside
 
 

@@ -87,7 +87,7 @@ def raw_shapes(views: int, homography: str, count: int = 8):
     return dataset, raw
 
 
-@pytest.mark.parametrize("homography", ["coco", "any-scale", "identity"])
+@pytest.mark.parametrize("homography", ["coco", "any-angle", "any-scale", "identity"])
 def test_batches_are_the_samples_of_the_loader(homography):
     """The same homography is drawn for the same sample; only ties within a cell may differ."""
     dataset, raw = raw_shapes(2, homography)

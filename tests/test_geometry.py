@@ -15,6 +15,7 @@ from superpoint_lib.geometry import (
     homographies_from_corners,
     invert_homographies,
     mean_corner_error,
+    on_pixels,
     resize_and_crop,
     resize_homography,
     resize_short_side,
@@ -281,6 +282,13 @@ def test_resize_short_side():
     # The outer edges of the picture stay its outer edges, also on the rounded side.
     edges = warp_points(np.array([[-0.5, -0.5], [60.5, 39.5]]), transform)
     assert np.allclose(edges, [[-0.5, -0.5], [29.5, 19.5]])
+
+
+def test_points_on_pixels():
+    points = np.array([[-0.5, 0], [-0.51, 0], [7.49, 3.49], [7.5, 0], [0, 3.5], [np.nan, 0]])
+    expected = [True, False, True, False, False, False]
+    assert on_pixels(points, 4, 8).tolist() == expected
+    assert on_pixels(torch.from_numpy(points)[None], 4, 8).tolist() == [expected]
 
 
 def test_resizing_nothing_is_refused():

@@ -92,6 +92,20 @@ def _resize(image: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.
     return resized, resize_transform(width / old_width, height / old_height)
 
 
+def on_pixels(points: Array, height: int, width: int) -> Array:
+    """Tell which points lie on a pixel of a picture, whose squares reach half a pixel each way.
+
+    Args:
+        points: (..., 2) as (x, y) in pixels, numpy or tensor; NaN lies on none.
+        height, width: of the picture.
+
+    Returns:
+        (...) bool: -0.5 <= x < width - 0.5 and -0.5 <= y < height - 0.5, as labels count them.
+    """
+    x, y = points[..., 0], points[..., 1]
+    return (x >= -0.5) & (x < width - 0.5) & (y >= -0.5) & (y < height - 0.5)
+
+
 def warp_images(
     images: torch.Tensor,
     H: torch.Tensor | np.ndarray,
