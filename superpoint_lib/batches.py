@@ -41,9 +41,8 @@ class RawSamples(Dataset[Sample]):
         self.dataset = dataset
 
     def __getitem__(self, index: int) -> Sample:
-        image, keypoints, probabilities, rng = self.dataset.labelled(index)
-        height, width = image.shape
-        H = sample_homographies(1, height, width, self.dataset.homography, rng)[0]
+        image, keypoints, probabilities, homography, rng = self.dataset.labelled(index)
+        H = sample_homographies(1, *image.shape, homography, rng)[0]
         sample = {"image": image, "keypoints": keypoints, "H_0to1": H}
         if probabilities is not None:
             sample["probabilities"] = probabilities

@@ -102,8 +102,8 @@ class EvaluateOptions:
     extractors: Positional[tuple[str, ...]] = ()
     """Bundled names, weight files, OpenCV's sift, rootsift, orb, fast, harris, shi_tomasi, or
     random; by default superpoint, sift and orb. superpoint@1,1.5 looks at each image at the scales
-    1 and 1.5. With --data shapes: bundled names, weight files, harris, shi_tomasi, fast; by default
-    these three and both MagicPoints."""
+    1 and 1.5. With --data shapes: not sift, rootsift, orb and random; by default harris,
+    shi_tomasi, fast and both MagicPoints."""
     data: str = "auto"
     """Folder of HPatches sequences; auto: data/hpatches if there, else the mini benchmark; warped:
     many small warped pairs, to choose between trainings; shapes: detectors on drawn shapes, with
@@ -476,7 +476,8 @@ def _decimals(value: float | None) -> str:
 def _shapes_detector(name: str, precision: Precision) -> Detector:
     """All detections of a detector, weak ones too: average precision ranks them."""
     from superpoint_lib.evaluation.classical import DETECTORS, EXTRACTORS
-    from superpoint_lib.extraction import Features, extract
+    from superpoint_lib.extraction import Features
+    from superpoint_lib.multiscale import extract_multiscale
 
     if name in DETECTORS:
         return DETECTORS[name]
@@ -485,10 +486,12 @@ def _shapes_detector(name: str, precision: Precision) -> Detector:
             f"evaluate: not for --data shapes: {name}; choose bundled names, weight files, "
             f"{', '.join(DETECTORS)}"
         )
-    model = _load_model(name)
+    model, scales = _model_and_scales(name)
 
     def detect(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        features = extract(model, image, max_keypoints=None, threshold=1e-4, precision=precision)
+        features = extract_multiscale(
+            model, image, scales, max_keypoints=None, threshold=1e-4, precision=precision
+        )
         assert isinstance(features, Features)
         arrays = features.numpy()
         return arrays.keypoints, arrays.keypoint_scores
@@ -505,12 +508,18 @@ def _measured(name: str, precision: Precision = "float32") -> Extractor:
         return random_extractor()
     if name in DETECTORS or name in EXTRACTORS:
         return classical_extractor(name)
+    model, scales = _model_and_scales(name)
+    return superpoint_extractor(model, precision=precision, scales=scales)
+
+
+def _model_and_scales(name: str) -> tuple[MagicPoint, tuple[float, ...]]:
+    """What a name such as superpoint@1,1.5 stands for."""
     weights, _, listed = name.partition("@")
     try:
         scales = tuple(float(scale) for scale in listed.split(",")) if listed else (1.0,)
     except ValueError:
         raise UsageError(f"{name}: scales are numbers, as in superpoint@1,1.5") from None
-    return superpoint_extractor(_load_model(weights), precision=precision, scales=scales)
+    return _load_model(weights), scales
 
 
 def _export(arguments: Sequence[str]) -> int:

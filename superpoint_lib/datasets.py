@@ -156,12 +156,23 @@ def make_views(
 
 class Labelled(NamedTuple):
     """A picture (H, W), float32 in [0, 1] or uint8, its keypoints (N, 2), their probabilities (N,)
-    or None, and the generator that its augmentation draws from."""
+    or None, how it is to be warped, and the generator that its augmentation draws from."""
 
     image: NDArray[Any]
     keypoints: NDArray[np.float32]
     probabilities: NDArray[np.float32] | None
+    homography: HomographyConfig
     rng: np.random.Generator
+
+
+Homographies = HomographyConfig | Sequence[HomographyConfig]
+
+
+def _in_turn(homography: Homographies, index: int) -> HomographyConfig:
+    """How sample ``index`` is warped: by the one way there is, or by several that take turns."""
+    if isinstance(homography, HomographyConfig):
+        return homography
+    return homography[index % len(homography)]
 
 
 class ShapesDataset(Dataset[Sample]):
@@ -180,7 +191,8 @@ class ShapesDataset(Dataset[Sample]):
     Args:
         shapes: primitives and sizes; ``height`` and ``width`` must be multiples of 8.
         photometric: gray-level changes; the published synthetic set by default.
-        homography: random warps; the published synthetic set by default.
+        homography: random warps; the published synthetic set by default. Of several, sample i
+            takes number i modulo how many there are.
         seed: non-negative.
         views: 1, or 2 for a picture and its warp.
         border: erosion of the valid area of a warped view, in pixels (published: 2 for shapes).
@@ -196,7 +208,7 @@ class ShapesDataset(Dataset[Sample]):
         self,
         shapes: ShapesConfig | None = None,
         photometric: PhotometricConfig = PHOTOMETRIC_PRESETS["synthetic"],
-        homography: HomographyConfig = HOMOGRAPHY_PRESETS["synthetic"],
+        homography: Homographies = HOMOGRAPHY_PRESETS["synthetic"],
         seed: int = 0,
         views: int = 1,
         border: int = 2,
@@ -214,12 +226,12 @@ class ShapesDataset(Dataset[Sample]):
         _check_index(index)
         image, keypoints, _ = draw_sample(index, self.shapes, self.seed)
         rng = np.random.default_rng([self.seed, index, _AUGMENTATION_STREAM])
-        return Labelled(image, keypoints, None, rng)
+        return Labelled(image, keypoints, None, _in_turn(self.homography, index), rng)
 
     def __getitem__(self, index: int) -> Sample:
-        image, keypoints, _, rng = self.labelled(index)
+        image, keypoints, _, homography, rng = self.labelled(index)
         return make_views(
-            image, keypoints, self.views, self.photometric, self.homography, rng, self.border
+            image, keypoints, self.views, self.photometric, homography, rng, self.border
         )
 
 
@@ -423,7 +435,8 @@ class PhotoDataset(Dataset[Sample]):
             labelled them all.
         height, width: size of the samples, multiples of 8.
         photometric: gray-level changes, drawn separately for each view.
-        homography: the warp between the views (or of the only view).
+        homography: the warp between the views (or of the only view). Of several, sample i takes
+            number i modulo how many there are.
         seed: non-negative.
         views: 2 for a picture and its warp, or 1.
         crop: "random" or "centre", see ``crop_and_resize``.
@@ -454,7 +467,7 @@ class PhotoDataset(Dataset[Sample]):
         height: int = 240,
         width: int = 320,
         photometric: PhotometricConfig = PHOTOMETRIC_PRESETS["coco_superpoint"],
-        homography: HomographyConfig = HOMOGRAPHY_PRESETS["coco"],
+        homography: Homographies = HOMOGRAPHY_PRESETS["coco"],
         seed: int = 0,
         views: int = 2,
         crop: Literal["random", "centre"] = "random",
@@ -562,17 +575,18 @@ class PhotoDataset(Dataset[Sample]):
         cropped, keypoints, kept = crop_and_resize(
             picture.image, picture.keypoints, self.height, self.width, self.crop, rng
         )
-        seen = picture.probabilities
-        return Labelled(cropped, keypoints, None if seen is None else seen[kept], rng)
+        probabilities = None if picture.probabilities is None else picture.probabilities[kept]
+        homography = _in_turn(self.homography, index)
+        return Labelled(cropped, keypoints, probabilities, homography, rng)
 
     def __getitem__(self, index: int) -> Sample:
-        image, keypoints, probabilities, rng = self.labelled(index)
+        image, keypoints, probabilities, homography, rng = self.labelled(index)
         return make_views(
             image.astype(np.float32) / np.float32(255),
             keypoints,
             self.views,
             self.photometric,
-            self.homography,
+            homography,
             rng,
             self.border,
             probabilities,

@@ -80,14 +80,15 @@ def test_masks_behind_the_horizon_and_of_a_mirrored_view():
 
 
 def raw_shapes(views: int, homography: str, count: int = 8):
-    dataset = ShapesDataset(
-        photometric=NONE, homography=HOMOGRAPHY_PRESETS[homography], seed=3, views=views
-    )
+    ways = [HOMOGRAPHY_PRESETS[name] for name in homography.split("+")]
+    dataset = ShapesDataset(photometric=NONE, homography=ways, seed=3, views=views)
     raw = collate_raw([RawSamples(dataset)[i] for i in range(count)])
     return dataset, raw
 
 
-@pytest.mark.parametrize("homography", ["coco", "any-angle", "any-scale", "identity"])
+@pytest.mark.parametrize(
+    "homography", ["coco", "any-angle", "any-scale", "identity", "coco+any-scale"]
+)
 def test_batches_are_the_samples_of_the_loader(homography):
     """The same homography is drawn for the same sample; only ties within a cell may differ."""
     dataset, raw = raw_shapes(2, homography)

@@ -309,6 +309,15 @@ def test_evaluate_measures_detectors_on_drawn_shapes(project, capsys):
     assert "average precision at 4 px" in capsys.readouterr().out
 
 
+def test_evaluate_on_shapes_looks_at_several_scales_too(project):
+    names = ["magicpoint-synthetic", "magicpoint-synthetic@1", "magicpoint-synthetic@1,2"]
+    arguments = ["evaluate", *names, "--data", "shapes", "--images-per-primitive", "1"]
+    assert main([*arguments, "--output", "shapes.json"]) == 0
+    found = json.loads((project / "shapes.json").read_text())["clean"]["detectors"]
+    plain, same, two = (found[name] for name in names)
+    assert plain == same != two
+
+
 def test_evaluate_on_shapes_has_defaults_of_its_own(project):
     arguments = ["evaluate", "--data", "shapes", "--images-per-primitive", "1"]
     assert main([*arguments, "--output", "shapes.json"]) == 0

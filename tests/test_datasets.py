@@ -333,6 +333,22 @@ def test_photo_samples_depend_on_seed_and_index_only(folders):
     assert any(not torch.equal(kept[i]["image1"], other[i]["image1"]) for i in range(3))
 
 
+def test_several_warps_take_turns(folders):
+    """Even samples are warped one way, odd ones the other; nothing else depends on it."""
+    ways = [HOMOGRAPHY_PRESETS["identity"], HOMOGRAPHY_PRESETS["coco"]]
+    datasets = [
+        PhotoDataset([folders[0]], [folders[1]], 48, 64, homography=way)
+        for way in (ways, ways[0], ways[1])
+    ]
+    for i in range(4):
+        mixed, *alone = (dataset[i] for dataset in datasets)
+        assert_same(mixed, alone[i % 2])
+        assert torch.allclose(mixed["H_0to1"], torch.eye(3), atol=1e-6) == (i % 2 == 0)
+    shapes = [ShapesDataset(homography=way, views=2) for way in (ways, *ways)]
+    for i in range(2):
+        assert_same(shapes[0][i], shapes[1 + i][i])
+
+
 def test_photo_views_correspond(tmp_path):
     rng = np.random.default_rng(0)
     grid = np.stack(np.meshgrid(np.arange(12, 190, 24), np.arange(12, 140, 24)), -1).reshape(-1, 2)

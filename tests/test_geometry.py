@@ -21,6 +21,7 @@ from superpoint_lib.geometry import (
     resize_short_side,
     sample_homographies,
     transform_homography,
+    turn_and_zoom,
     valid_mask,
     warp_image,
     warp_images,
@@ -191,6 +192,31 @@ def test_mean_corner_error():
     # A zoom of 2 about pixel (0, 0) moves the corners by 0, 63, hypot(63, 47) and 47 pixels.
     expected = (63 + math.hypot(63, 47) + 47) / 4
     assert mean_corner_error(np.diag([2.0, 2, 1]), np.eye(3), 48, 64) == pytest.approx(expected)
+
+
+def test_turn_and_zoom_by_hand():
+    assert turn_and_zoom(np.eye(3), 49, 65) == (0, 1)
+    quarter = np.array([[0.0, -2, 7], [2, 0, 1], [0, 0, 1]])
+    assert turn_and_zoom(quarter, 48, 64) == pytest.approx((90, 2))
+    assert turn_and_zoom(-3 * quarter, 48, 64) == pytest.approx((90, 2))
+    # x' = x / (1 + x / 64), y' = y / (1 + x / 64): at (32, 24) the depth is 3/2, and
+    # J = [[(1 - 1/3) / 1.5, 0], [-0.25 / 1.5, 1 / 1.5]].
+    tilted = np.array([[1.0, 0, 0], [0, 1, 0], [1 / 64, 0, 1]])
+    turn, zoom = turn_and_zoom(tilted, 49, 65)
+    assert zoom == pytest.approx(math.sqrt(4 / 9 * 2 / 3))
+    assert turn == pytest.approx(math.degrees(math.atan2(-1 / 6, 4 / 9 + 2 / 3)))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_turn_and_zoom_follow_two_near_points(seed):
+    H = sample_homographies(1, 48, 64, HOMOGRAPHY_PRESETS["any-scale"], np.random.default_rng(seed))
+    centre = np.array([31.5, 23.5])
+    here, right, below = warp_points(centre + 1e-5 * np.array([[0, 0], [1, 0], [0, 1]]), H[0])
+    J = np.stack([right - here, below - here], axis=1) / 1e-5
+    left_vectors, _, right_vectors = np.linalg.svd(J)
+    R = left_vectors @ right_vectors
+    expected = np.degrees(np.arctan2(R[1, 0], R[0, 0])), np.sqrt(np.linalg.det(J))
+    assert turn_and_zoom(H[0], 48, 64) == pytest.approx(expected, rel=1e-3)
 
 
 def test_mean_corner_error_of_no_estimate_is_infinite():

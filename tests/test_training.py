@@ -126,6 +126,7 @@ def test_recipes_can_be_built_from_plain_values():
     [
         ({"views": 3}, "views"),
         ({"photometric": "rain"}, "photometric"),
+        ({"homography": "coco+any"}, "homography: no preset 'any'"),
         ({"hinge": "tight"}, "hinge"),
         ({"steps": 0}, "steps"),
         ({"descriptor_weight": 1.0}, "descriptor_weight"),
@@ -577,6 +578,23 @@ def test_an_interrupted_run_resumes_exactly(tmp_path, monkeypatch, config):
     assert untimed(straight.history) == untimed(resumed.history)
     assert resumed.history[-1]["seconds"] > 1000
     assert [row["step"] for row in read_history(tmp_path / "resumed" / "history.csv")] == [2, 4, 6]
+
+
+def test_a_run_whose_checkpoint_is_gone_is_trained_again_and_replaced(tmp_path):
+    first = run(TINY, tmp_path)
+    (tmp_path / "checkpoint.json").unlink()
+    other = load_weights(first.weights_path).state_dict
+    save_weights(
+        first.weights_path,
+        {name: torch.zeros_like(values) for name, values in other.items()},
+        to_dict(first.model.config),
+        {},
+        torch.float32,
+    )
+    again = run(TINY, tmp_path)
+    assert same_weights(first.model, again.model)
+    written = load_weights(again.weights_path).state_dict
+    assert all(torch.equal(values, written[name]) for name, values in other.items())
 
 
 def test_a_finished_run_is_returned_without_training(tmp_path, monkeypatch):

@@ -47,6 +47,7 @@ from superpoint_lib.geometry import (
     resize_and_crop,
     resize_short_side,
     transform_homography,
+    turn_and_zoom,
 )
 from superpoint_lib.model import Precision
 from superpoint_lib.multiscale import extract_multiscale
@@ -458,7 +459,10 @@ def _detector_record(
         view1.image.shape,
         protocol.distance,
     )
+    turn, zoom = turn_and_zoom(H, *view0.image.shape)
     return {
+        "turn": round(turn, 3),
+        "zoom": round(zoom, 5),
         "n_visible0": result.n_visible0,
         "n_visible1": result.n_visible1,
         "repeatability": result.repeatability,

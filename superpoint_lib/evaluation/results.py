@@ -36,8 +36,9 @@ class Results:
     Attributes:
         protocol_name: Name of the protocol ("custom" for a configuration of one's own).
         protocol: Its configuration.
-        records: One dictionary per extractor and pair: who, where, counts, ``corner_error`` in
-            pixels (infinity: failed) and every metric of ``protocol.metrics`` it has.
+        records: One dictionary per extractor and pair: who, where, ``turn`` in degrees and ``zoom``
+            of the true homography (``geometry.turn_and_zoom``), counts, ``corner_error`` in pixels
+            (infinity: failed) and every metric of ``protocol.metrics`` it has.
         skipped: Sequences left out, with the reason.
     """
 

@@ -19,6 +19,7 @@ from superpoint_lib.geometry.homographies import (
     mean_corner_error,
     resize_homography,
     transform_homography,
+    turn_and_zoom,
     warp_points,
 )
 from superpoint_lib.geometry.pictures import (
@@ -58,6 +59,7 @@ __all__ = [
     "resize_short_side",
     "sample_homographies",
     "transform_homography",
+    "turn_and_zoom",
     "valid_mask",
     "warp_batch_with_masks",
     "warp_image",

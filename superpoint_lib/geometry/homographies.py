@@ -260,3 +260,26 @@ def mean_corner_error(
     if not (np.isfinite(estimated).all() and np.isfinite(true).all()):
         return math.inf
     return float(np.linalg.norm(estimated - true, axis=-1).mean())
+
+
+def turn_and_zoom(H: np.ndarray, height: int, width: int) -> tuple[float, float]:
+    """How far a homography turns the middle of a picture, and how many times it enlarges it.
+
+    Both come from the derivative J of the warp there: the zoom is ``sqrt |det J|``, the turn that
+    of the rotation nearest to J, ``atan2(J10 - J01, J00 + J11)``.
+
+    Args:
+        H: (3, 3).
+        height: of the picture, in pixels.
+        width: of the picture, in pixels.
+
+    Returns:
+        Degrees in (-180, 180], from x towards y, which is clockwise on a screen; and a factor.
+
+    Used in notebook 06.
+    """
+    centre = np.array([(width - 1) / 2, (height - 1) / 2, 1.0])
+    depth = H[2] @ centre
+    J = (H[:2, :2] - np.outer(H[:2] @ centre / depth, H[2, :2])) / depth
+    turn = math.degrees(math.atan2(J[1, 0] - J[0, 1], J[0, 0] + J[1, 1]))
+    return turn, math.sqrt(abs(np.linalg.det(J)))

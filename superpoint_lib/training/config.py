@@ -7,7 +7,7 @@ from typing import Literal
 
 from superpoint_lib.augmentation import PHOTOMETRIC_PRESETS
 from superpoint_lib.config import ConfigError, replace
-from superpoint_lib.geometry import HOMOGRAPHY_PRESETS
+from superpoint_lib.geometry import HOMOGRAPHY_PRESETS, HomographyConfig
 from superpoint_lib.losses import HINGE_LAMBDAS, HINGE_PRESETS
 from superpoint_lib.model import ModelConfig, Precision
 
@@ -28,6 +28,7 @@ class TrainConfig:
     ``label_threshold`` is the least score of a photo's label. ``soft_targets`` asks the detector
     for the probabilities of the labels (``losses.keypoints_to_targets``) instead of for every
     keypoint with certainty.
+    ``homography`` may name several presets, "coco+any-scale": samples take them in turn.
     ``ema_decay`` 0 turns the moving average of the weights off, ``gradient_clip`` 0 the clipping of
     the gradient's norm. ``precision`` "auto" is bfloat16 where the processor multiplies it in
     hardware. ``workers`` None loads data in processes of its own on a GPU, in the training process
@@ -96,8 +97,10 @@ class TrainConfig:
             ("homography", HOMOGRAPHY_PRESETS),
             ("hinge", HINGE_PRESETS),
         ):
-            if getattr(self, key) not in table:
-                raise ConfigError(f"{key}: no preset {getattr(self, key)!r}; known: {list(table)}")
+            value = getattr(self, key)
+            for name in value.split("+") if key == "homography" else [value]:
+                if name not in table:
+                    raise ConfigError(f"{key}: no preset {name!r}; known: {list(table)}")
         for key in ("steps", "batch_size", "log_every", "checkpoint_every"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"{key}: must be at least 1, got {getattr(self, key)}")
@@ -125,6 +128,11 @@ class TrainConfig:
                 "labels: training on photos needs a folder of pseudo-labels for each folder of "
                 "images (superpoint adapt, notebook 03)"
             )
+
+    @property
+    def homographies(self) -> list[HomographyConfig]:
+        """The presets that ``homography`` names."""
+        return [HOMOGRAPHY_PRESETS[name] for name in self.homography.split("+")]
 
     @property
     def model_config(self) -> ModelConfig:
@@ -232,6 +240,14 @@ RECIPES: dict[str, TrainConfig] = {
         homography="any-scale",
         steps=5200,
         learning_rate=8e-4,
+    ),
+    "superpoint-mixed": replace(
+        _AGREEMENT,
+        init="runs/superpoint-turned.safetensors",
+        labels=("runs/labels4",),
+        homography="coco+any-scale",
+        steps=4600,
+        learning_rate=6e-4,
     ),
     "superpoint-open": replace(
         _SOFT,

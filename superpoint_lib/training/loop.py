@@ -90,7 +90,7 @@ def train(
         if progress and fabric.is_global_zero:
             print(describe(config, fabric))
         _train_steps(run, dataset, progress and fabric.is_global_zero)
-    return _finish(run, list(getattr(dataset, "skipped", [])))
+    return _finish(run, list(getattr(dataset, "skipped", [])), trained=dataset is not None)
 
 
 def _train_steps(run: Run, dataset: ShapesDataset | PhotoDataset, progress: bool) -> None:
@@ -153,12 +153,13 @@ def _freeze_norm(net: nn.Module) -> None:
             module.eval()
 
 
-def _finish(run: Run, skipped: list[tuple[Path, str]]) -> TrainResult:
+def _finish(run: Run, skipped: list[tuple[Path, str]], trained: bool) -> TrainResult:
     weights_path, facts_path = run.run_dir / "weights.safetensors", run.run_dir / "run.json"
     if run.average:
         run.net.load_state_dict(run.average.state)
     run.net.eval().requires_grad_(True)
-    if run.fabric.is_global_zero and not (weights_path.is_file() and facts_path.is_file()):
+    complete = not trained and weights_path.is_file() and facts_path.is_file()
+    if run.fabric.is_global_zero and not complete:
         facts = run_facts(run.config, run.fabric) | {
             "steps": run.step,
             "seconds": round(run.seconds, 1),

@@ -15,7 +15,6 @@ from superpoint_lib.augmentation import PHOTOMETRIC_PRESETS
 from superpoint_lib.checkpoints import load_weights
 from superpoint_lib.config import ConfigError
 from superpoint_lib.datasets import PhotoDataset, ShapesDataset, resolve_images
-from superpoint_lib.geometry import HOMOGRAPHY_PRESETS
 from superpoint_lib.model import MagicPoint, SuperPoint
 from superpoint_lib.shapes import ShapesConfig
 from superpoint_lib.training.config import TrainConfig
@@ -57,7 +56,7 @@ def _load_partly(net: nn.Module, name: str) -> None:
 def make_dataset(config: TrainConfig) -> ShapesDataset | PhotoDataset:
     """The samples of a run, see the ``datasets`` module."""
     photometric = PHOTOMETRIC_PRESETS[config.photometric]
-    homography = HOMOGRAPHY_PRESETS[config.homography]
+    homography = config.homographies
     if config.data == "shapes":
         shapes = ShapesConfig(
             canvas_height=2 * config.height,
