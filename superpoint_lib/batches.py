@@ -42,7 +42,8 @@ class RawSamples(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         image, keypoints, probabilities, homography, rng = self.dataset.labelled(index)
-        H = sample_homographies(1, *image.shape, homography, rng)[0]
+        height, width = image.shape
+        H = sample_homographies(1, height, width, homography, rng)[0]
         sample = {"image": image, "keypoints": keypoints, "H_0to1": H}
         if probabilities is not None:
             sample["probabilities"] = probabilities
