@@ -22,7 +22,7 @@ from torch import Tensor
 from superpoint_lib.paths import atomic_path, bundled_weights_dir
 
 BUNDLED_NAMES = ("superpoint", "superpoint-open", "magicpoint", "magicpoint-synthetic")
-"""Weights that come inside the package, as float16 safetensors."""
+"""Weights that come inside the package, as safetensors of float16 or, newer ones, int8."""
 
 OWN_LAYOUT = "superpoint-lib"
 OWN_VERSION = 1

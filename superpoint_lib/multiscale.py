@@ -1,14 +1,15 @@
-"""Keypoints that several enlargements of an image agree on.
+"""Keypoints that several looks at an image agree on: enlarged, and turned.
 
 The network sees no more than pixels, and places a keypoint to about one of them. An enlarged image
 has more of them for the same corner, but also more noise to fall for. Where both see a keypoint, it
-is there, and the enlarged one knows better where. A test-time option: it costs as many forward
-passes as there are scales, larger ones the square of their scale.
+is there, and the enlarged one knows better where. Of a corner that is turned, the network places
+the keypoint a little elsewhere; over four quarter turns, that averages out. Test-time options: they
+cost as many forward passes as there are looks, larger ones the square of their scale.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,17 +43,19 @@ def extract_multiscale(
     subpixel: bool = True,
     border: int = 0,
     precision: Precision = "auto",
+    turned: bool = False,
 ) -> Features | list[Features]:
-    """Do ``extract`` on the geometric mean of the heatmaps of several enlargements of an image.
+    """Do ``extract`` on the geometric mean of the heatmaps of several looks at an image.
 
     With p_s the heatmap of the image enlarged s times, brought to the size of the largest,
-    keypoints are the maxima of ``(p_1 p_2 ... p_n)^(1/n)``: a pixel counts where every scale sees a
-    keypoint. The descriptor of a keypoint is the mean of those at every scale, of unit length.
-    Shown in notebook 06.
+    keypoints are the maxima of ``(p_1 p_2 ... p_n)^(1/n)``: a pixel counts where every look sees a
+    keypoint. ``turned`` looks four times at each scale, at the image turned by each quarter, the
+    heatmaps turned back. The descriptor of a keypoint is the mean of those of the upright image at
+    every scale, of unit length. Shown in notebook 06.
 
     Convention: keypoints, radius and border are in pixels of ``image``, whatever the scales; pixel
-    x of an image resized by s lies at (x + 0.5) / s - 0.5. With ``scales=(1.0,)`` this is
-    ``extract``.
+    x of an image resized by s lies at (x + 0.5) / s - 0.5. With ``scales=(1.0,)``, not turned, this
+    is ``extract``.
 
     Args:
         model: as in ``extract``.
@@ -64,6 +67,7 @@ def extract_multiscale(
         subpixel: as in ``extract``; the window grows with the largest scale.
         border: as in ``extract``.
         precision: as in ``extract``.
+        turned: look at the turned image too.
 
     Returns:
         As ``extract``.
@@ -72,7 +76,7 @@ def extract_multiscale(
         ValueError: as ``extract``, and for scales that are none, not positive, or make the image
             smaller than 16 px.
     """
-    if tuple(scales) == (1.0,):
+    if tuple(scales) == (1.0,) and not turned:
         return extract(
             model, image, max_keypoints, threshold, nms_radius, subpixel, border, precision
         )
@@ -85,7 +89,7 @@ def extract_multiscale(
         )
     features = []
     for one in images:
-        levels = [_look(model, one[None], scale, precision) for scale in scales]
+        levels = [_look(model, one[None], scale, turned, precision) for scale in scales]
         with torch.no_grad():
             features.append(
                 _find(levels, size, max_keypoints, threshold, nms_radius, subpixel, border)
@@ -108,16 +112,28 @@ class _Level:
         return self.heatmap.new_tensor([width / size[1], height / size[0]])
 
 
-def _look(model: nn.Module, image: Tensor, scale: float, precision: Precision) -> _Level:
+def _look(
+    model: nn.Module, image: Tensor, scale: float, turned: bool, precision: Precision
+) -> _Level:
     height, width = (round(side * scale) for side in image.shape[-2:])
     if scale != 1:
         resized = F.interpolate(image, (height, width), mode="bicubic", antialias=scale < 1)
         image = resized.clamp(0, 1)
     maps, computed_in = network_maps(model, image, precision)
-    with torch.no_grad():
-        heatmap = decode_heatmap(maps["logits"])[:, :height, :width]
+    heatmap = _heatmap(maps, image)
+    if turned:
+        views = [torch.rot90(image, quarter, (2, 3)) for quarter in (1, 2, 3)]
+        heatmaps = [_heatmap(network_maps(model, view, precision)[0], view) for view in views]
+        upright = [torch.rot90(heatmaps[i], -1 - i, (1, 2)) for i in range(3)]
+        heatmap = agreement([heatmap, *upright], (height, width))
     descriptors = maps["descriptors"][0] if "descriptors" in maps else None
     return _Level(scale, heatmap, descriptors, computed_in)
+
+
+@torch.no_grad()
+def _heatmap(maps: Mapping[str, Tensor], image: Tensor) -> Tensor:
+    """(1, H, W), without what the network saw of its padding."""
+    return decode_heatmap(maps["logits"])[:, : image.shape[-2], : image.shape[-1]]
 
 
 def _find(
@@ -151,7 +167,7 @@ def _find(
 
 
 def agreement(heatmaps: Sequence[Tensor], shape: tuple[int, int]) -> Tensor:
-    """Geometric mean of heatmaps of one image at several scales.
+    """Geometric mean of several heatmaps of one image.
 
     Args:
         heatmaps: (1, h, w) each, of probabilities; interpolated bilinearly to ``shape``.

@@ -211,9 +211,11 @@ def test_evaluate_writes_a_table_and_files_with_their_command(project, capsys):
     assert main(["evaluate", "sift", *arguments[1:], "--against", "orb"]) == 0
     assert "More than orb, pair by pair" in capsys.readouterr().out
     assert main(["evaluate", "superpoint@1,x", *arguments[2:]]) == 2
-    assert "scales are numbers" in capsys.readouterr().err
-    assert main(["evaluate", "superpoint@1,1.5", *arguments[2:]]) == 0
-    assert "| superpoint@1,1.5 |" in capsys.readouterr().out
+    assert "after @ come scales, which are numbers" in capsys.readouterr().err
+    looks = ["superpoint@1,1.5", "superpoint@1,turned"]
+    assert main(["evaluate", *looks, *arguments[2:]]) == 0
+    told = capsys.readouterr().out
+    assert all(f"| {name} |" in told for name in looks)
 
 
 @pytest.mark.parametrize("name", ["shi_tomasi", "fast"])

@@ -342,8 +342,14 @@ def test_superpoint_extractor_looks_at_several_scales(model, small_photo):
         model, small_photo, (1.0, 1.5), 7, 0.002, nms_radius=3, precision="float32"
     )
     assert len(features) == 7 and torch.equal(features.keypoints, expected.keypoints)
-    with pytest.raises(ValueError, match="boxes"):
-        superpoint_extractor(model, scales=(1.0, 1.5))(small_photo, TaskConfig(nms="box"))
+    turned = superpoint_extractor(model, turned=True)(small_photo, task)
+    expected = extract_multiscale(
+        model, small_photo, (1.0,), 7, 0.002, nms_radius=3, precision="float32", turned=True
+    )
+    assert torch.equal(turned.keypoints, expected.keypoints)
+    for looks in ({"scales": (1.0, 1.5)}, {"turned": True}):
+        with pytest.raises(ValueError, match="boxes"):
+            superpoint_extractor(model, **looks)(small_photo, TaskConfig(nms="box"))
 
 
 def test_superpoint_extractor_suppresses_by_boxes(model, small_photo):

@@ -68,6 +68,35 @@ def test_keypoints_are_where_they_are_at_any_scale(scales):
     torch.testing.assert_close(features.descriptors.norm(dim=1), torch.ones(2))
 
 
+@pytest.mark.parametrize("scales", [(1.0,), (1.0, 1.5)])
+def test_the_turned_image_has_the_same_keypoints_turned(model, photo, scales):
+    """A quarter turn of the image only changes the order of the looks."""
+    upright, turned = (
+        extract_multiscale(model, image, scales, 60, precision="float32", turned=True)
+        for image in (photo, np.rot90(photo).copy())
+    )
+    # rot90 turns against the clock: the last column becomes the first row.
+    x, y = turned.keypoints.unbind(1)
+    back = torch.stack((photo.shape[1] - 1 - y, x), 1)
+    assert _nearest(upright.keypoints, back).quantile(0.9) < 0.01
+    single = extract_multiscale(model, photo, (1.0,), 60, precision="float32")
+    assert _nearest(upright.keypoints, single.keypoints).quantile(0.5) > 0.05
+
+
+def _nearest(points, others):
+    return (points[:, None] - others).norm(dim=2).amin(1)
+
+
+def test_turned_heatmaps_agree_by_their_geometric_mean():
+    image = np.zeros((32, 48), np.float32)
+    image[10, 20], image[25, 40] = 0.02, 0.01
+    found = extract_multiscale(
+        Blob().eval(), image, (1.0,), 2, threshold=1e-4, subpixel=False, turned=True
+    )
+    assert found.keypoints.tolist() == [[20, 10], [40, 25]]
+    torch.testing.assert_close(found.keypoint_scores, torch.tensor([0.02, 0.01]), rtol=0.1, atol=0)
+
+
 def test_radius_and_border_are_in_pixels_of_the_image(model, photo):
     features = extract_multiscale(
         model, photo, (1.0, 2.0), None, nms_radius=6, border=10, subpixel=False

@@ -186,6 +186,7 @@ def superpoint_extractor(
     subpixel: bool = True,
     precision: Precision = "float32",
     scales: Sequence[float] = (1.0,),
+    turned: bool = False,
 ) -> Extractor:
     """Let a ``SuperPoint`` or ``MagicPoint`` take part, its knobs set by the protocol.
 
@@ -194,10 +195,11 @@ def superpoint_extractor(
         subpixel: Refine keypoints by a soft-argmax, after suppression.
         precision: As in ``extract``; float32 by default, so that figures are the same everywhere.
         scales: More than one: as in ``extract_multiscale``.
+        turned: As in ``extract_multiscale``.
 
     Returns:
-        An ``Extractor``; a ``MagicPoint`` gives no descriptors. At several scales it refuses
-        protocols that suppress by boxes, with a ``ValueError``.
+        An ``Extractor``; a ``MagicPoint`` gives no descriptors. With several looks at an image it
+        refuses protocols that suppress by boxes, with a ``ValueError``.
     """
 
     def extractor(image: Image, task: TaskConfig) -> Features:
@@ -209,10 +211,10 @@ def superpoint_extractor(
             "precision": precision,
         }
         if task.nms == "box":
-            if tuple(scales) != (1.0,):
-                raise ValueError("suppression by boxes is for one scale: choose another protocol")
+            if turned or tuple(scales) != (1.0,):
+                raise ValueError("suppression by boxes is for one look: choose another protocol")
             return _extract_with_boxes(model, image, task, subpixel, precision)
-        return cast(Features, extract_multiscale(model, image, scales, **knobs))
+        return cast(Features, extract_multiscale(model, image, scales, turned=turned, **knobs))
 
     return extractor
 

@@ -215,11 +215,10 @@ _SOFT = replace(
 _AGREEMENT = replace(_SOFT, init="runs/superpoint-third.safetensors", agreement_weight=2.0)
 
 #: Ready configurations. magicpoint-synthetic, magicpoint-adapted, superpoint, superpoint-further,
-#: superpoint-soft and superpoint-agreement train the bundled weights, each starting from the one
-#: before (``init``), the last three on labels of a second and a third round of adaptation and from
-#: folded weights, without normalisation. superpoint-turned goes on from there with warps of any
-#: zoom, on labels of a fourth round: better at other viewpoints, worse under other light
-#: (results/README.md), and not bundled. superpoint-open sees drawn shapes and pictures of open
+#: superpoint-soft, superpoint-agreement, superpoint-turned and superpoint-mixed train the bundled
+#: weights, each starting from the one before (``init``); from superpoint-further on, on labels of a
+#: second, third (soft, agreement) and fourth round of adaptation (turned, mixed) and from folded
+#: weights, without normalisation. superpoint-open sees drawn shapes and pictures of open
 #: licences only, in one training from magicpoint-synthetic on
 #: (superpoint_lib/weights/README.md). original-stage1 and -stage2 (to be given stage 1's weights)
 #: are the training steps of SuperPoint-Pytorch's README, one-stage its loss as published, both
@@ -235,7 +234,7 @@ RECIPES: dict[str, TrainConfig] = {
     "superpoint-agreement": _AGREEMENT,
     "superpoint-turned": replace(
         _AGREEMENT,
-        init="superpoint",
+        init="runs/superpoint-fourth.safetensors",
         labels=("runs/labels4",),
         homography="any-scale",
         steps=5200,
