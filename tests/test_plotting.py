@@ -248,6 +248,16 @@ def test_plot_history_from_csv_skips_gaps(tmp_path):
         plotting.plot_history(path, ["lost"])
 
 
+def test_plot_history_tells_many_runs_apart_outside_of_the_panels():
+    runs = {f"run {i}": [{"step": 1, "loss": 2.0 + i}, {"step": 2, "loss": 1.0}] for i in range(8)}
+    figure = plotting.plot_history(runs)
+    lines = figure.axes[0].get_lines()
+    looks = [(line.get_color(), line.get_linestyle()) for line in lines]
+    assert len(set(looks)) == 8
+    assert figure.axes[0].get_legend() is None
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(runs)
+
+
 def test_plot_history_compares_runs_and_smooths_without_bias():
     runs = {
         name: [{"step": s, "loss": offset - 0.001 * s} for s in range(200)]

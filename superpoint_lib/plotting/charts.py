@@ -25,6 +25,8 @@ from superpoint_lib.plotting.style import (
     styled,
 )
 
+_INSIDE = 4  # names that a legend holds without hiding curves
+
 History: TypeAlias = Sequence[Mapping[str, Any]] | str | Path
 
 Value: TypeAlias = float | tuple[float, float, float]
@@ -127,7 +129,7 @@ def plot_history(
 
     Args:
         history: a list of dicts, or the path of a history.csv; or {name: such a history} to compare
-            runs, one colour each. Missing values are skipped.
+            runs, one colour each, dashed where colours are taken. Missing values are skipped.
         quantities: columns to draw; by default all numeric ones but ``x``.
         log_x: logarithmic x axis.
         log_y: logarithmic y axis, where all values are positive.
@@ -156,13 +158,16 @@ def plot_history(
     for ax, key in zip(axes, wanted, strict=True):
         for index, (name, run) in enumerate(columns.items()):
             if key in run:
-                _draw_run(ax, run[x], run[key], SERIES[index % len(SERIES)], name)
+                again, color = divmod(index, len(SERIES))
+                _draw_run(ax, run[x], run[key], SERIES[color], name, "--" if again else "-")
         positive = all(
             (v[np.isfinite(v)] > 0).all()
             for v in (run.get(key, np.ones(1)) for run in columns.values())
         )
         _finish_chart(ax, x, "", key.replace("_", " "), log_x, log_y and positive, legend=False)
-    if len(runs) > 1:
+    if len(runs) > _INSIDE:
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper")
+    elif len(runs) > 1:
         axes[0].legend()
     return figure
 
@@ -188,7 +193,7 @@ def _number(value: Any) -> float:
         return float("nan")
 
 
-def _draw_run(ax: Axes, x: NDArray[Any], y: NDArray[Any], color: str, name: str) -> None:
+def _draw_run(ax: Axes, x: NDArray[Any], y: NDArray[Any], color: str, name: str, line: str) -> None:
     there = np.isfinite(x) & np.isfinite(y)
     x, y = x[there], y[there]
     half = len(y) // 40
@@ -199,7 +204,7 @@ def _draw_run(ax: Axes, x: NDArray[Any], y: NDArray[Any], color: str, name: str)
     reach = np.minimum(half, np.minimum(index, len(y) - 1 - index))
     sums = np.concatenate([[0.0], np.cumsum(y)])
     mean = (sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1)
-    ax.plot(x, mean, color=color, label=name)
+    ax.plot(x, mean, line, color=color, label=name)
 
 
 @styled
