@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 
 from superpoint_lib.evaluation import metrics
 from superpoint_lib.evaluation.protocols import PROTOCOLS, ProtocolConfig, TaskConfig
-from superpoint_lib.evaluation.results import KEYS, Record, Results, compare
+from superpoint_lib.evaluation.results import KEYS, Record, Results, compare, shortened
 from superpoint_lib.extraction import (
     Features,
     box_nms,
@@ -601,7 +601,7 @@ def _sequence_records(
         if descriptor_views[0].features.descriptors is not None:
             pair = _match_pair(descriptor_views[0], descriptor_views[k], H, config)
             record |= _descriptor_record(pair, config)
-        records.append(record)
+        records.append({key: shortened(value) for key, value in record.items()})
     return records
 
 

@@ -327,9 +327,14 @@ def _cell(row: Record, intervals: bool) -> str:
 def _without_nan(row: Record) -> Record:
     """JSON has no NaN."""
     return {
-        key: None if isinstance(value, float) and math.isnan(value) else value
+        key: None if isinstance(value, float) and math.isnan(value) else shortened(value)
         for key, value in row.items()
     }
+
+
+def shortened(value: Any) -> Any:
+    """Round a number to eight digits: the rest is noise that no two machines share."""
+    return float(f"{value:.8g}") if isinstance(value, float) else value
 
 
 def _read_records(path: Path) -> tuple[Record, ...]:
