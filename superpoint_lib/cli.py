@@ -520,11 +520,11 @@ class _Looks(TypedDict):
 
 
 def _model_and_looks(name: str) -> tuple[MagicPoint, _Looks]:
-    """What a name such as superpoint@1,1.5 or superpoint@1,turned stands for."""
+    """What a name such as superpoint@1,1.5 or superpoint@turned stands for."""
     weights, _, listed = name.partition("@")
-    looks = listed.split(",") if listed else ["1"]
+    looks = listed.split(",") if listed else []
     try:
-        scales = tuple(float(look) for look in looks if look != "turned")
+        scales = tuple(float(look) for look in looks if look != "turned") or (1.0,)
     except ValueError:
         raise UsageError(
             f"{name}: after @ come scales, which are numbers, and turned, as in "

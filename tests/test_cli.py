@@ -212,7 +212,7 @@ def test_evaluate_writes_a_table_and_files_with_their_command(project, capsys):
     assert "More than orb, pair by pair" in capsys.readouterr().out
     assert main(["evaluate", "superpoint@1,x", *arguments[2:]]) == 2
     assert "after @ come scales, which are numbers" in capsys.readouterr().err
-    looks = ["superpoint@1,1.5", "superpoint@1,turned"]
+    looks = ["superpoint@1,1.5", "superpoint@turned"]
     assert main(["evaluate", *looks, *arguments[2:]]) == 0
     told = capsys.readouterr().out
     assert all(f"| {name} |" in told for name in looks)
