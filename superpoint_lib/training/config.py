@@ -92,13 +92,12 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.views not in (1, 2):
             raise ConfigError(f"views: must be 1 or 2, got {self.views}")
-        for key, table in (
-            ("photometric", PHOTOMETRIC_PRESETS),
-            ("homography", HOMOGRAPHY_PRESETS),
-            ("hinge", HINGE_PRESETS),
+        for key, names, table in (
+            ("photometric", [self.photometric], PHOTOMETRIC_PRESETS),
+            ("homography", self.homography.split("+"), HOMOGRAPHY_PRESETS),
+            ("hinge", [self.hinge], HINGE_PRESETS),
         ):
-            value = getattr(self, key)
-            for name in value.split("+") if key == "homography" else [value]:
+            for name in names:
                 if name not in table:
                     raise ConfigError(f"{key}: no preset {name!r}; known: {list(table)}")
         for key in ("steps", "batch_size", "log_every", "checkpoint_every"):
@@ -214,6 +213,15 @@ _SOFT = replace(
 
 _AGREEMENT = replace(_SOFT, init="runs/superpoint-third.safetensors", agreement_weight=2.0)
 
+_TURNED = replace(
+    _AGREEMENT,
+    init="runs/superpoint-fourth.safetensors",
+    labels=("runs/labels4",),
+    homography="any-scale",
+    steps=5200,
+    learning_rate=8e-4,
+)
+
 #: Ready configurations. magicpoint-synthetic, magicpoint-adapted, superpoint, superpoint-further,
 #: superpoint-soft, superpoint-agreement, superpoint-turned and superpoint-mixed train the bundled
 #: weights, each starting from the one before (``init``); from superpoint-further on, on labels of a
@@ -232,18 +240,10 @@ RECIPES: dict[str, TrainConfig] = {
     "superpoint-further": _FURTHER,
     "superpoint-soft": _SOFT,
     "superpoint-agreement": _AGREEMENT,
-    "superpoint-turned": replace(
-        _AGREEMENT,
-        init="runs/superpoint-fourth.safetensors",
-        labels=("runs/labels4",),
-        homography="any-scale",
-        steps=5200,
-        learning_rate=8e-4,
-    ),
+    "superpoint-turned": _TURNED,
     "superpoint-mixed": replace(
-        _AGREEMENT,
+        _TURNED,
         init="runs/superpoint-turned.safetensors",
-        labels=("runs/labels4",),
         homography="coco+any-scale",
         steps=4600,
         learning_rate=6e-4,
