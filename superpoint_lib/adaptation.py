@@ -72,6 +72,9 @@ class AdaptConfig:
         height, width: size the labels are made at: ratio-preserving resize and centre crop,
             multiples of 8; 0 and 0 leave each picture as it is.
         homography: name of the homography preset.
+        sizes: the warps take these in turn: a warped picture is so many times as large as the
+            picture, on whose pixels the labels are in any case. A network sees where a corner is
+            more exactly in an enlarged picture (notebook 06, two sizes that must agree).
         share_warps: one set of homographies for all pictures instead of one for each. The masks
             and counts are then computed once for a batch; the price is that whatever the
             set favours (a missing rotation, say) is the same in every label.
@@ -96,6 +99,7 @@ class AdaptConfig:
     height: int = 240
     width: int = 320
     homography: str = "adaptation"
+    sizes: tuple[float, ...] = (1.0,)
     share_warps: bool = False
     batch: int = 0
     subpixel: bool = True
@@ -117,6 +121,8 @@ class AdaptConfig:
                 "height and width must be multiples of 8, or both 0 for native sizes; "
                 f"got {self.height} x {self.width}"
             )
+        if not self.sizes or min(self.sizes) <= 0:
+            raise ValueError(f"sizes must be positive, at least one, got {self.sizes}")
         if self.homography not in HOMOGRAPHY_PRESETS:
             raise ValueError(
                 f"unknown homography preset {self.homography!r}; "
@@ -137,6 +143,7 @@ _LABEL_SETTINGS = (
     "height",
     "width",
     "homography",
+    "sizes",
     "share_warps",
     "subpixel",
     "seed",
@@ -176,6 +183,23 @@ def _batch_size(config: AdaptConfig, device: torch.device) -> int:
     return config.batch or (4 if device.type == "cpu" else 128)
 
 
+@dataclass(frozen=True)
+class _Frame:
+    """The pixels of warped pictures, ``size`` times as many along each side as the picture has."""
+
+    height: int
+    width: int
+    enlarge: NDArray[np.float64]  # (3, 3), picture pixels to pixels of the picture so enlarged
+    area: float  # pixels for each pixel of the picture
+
+
+def _frame(height: int, width: int, size: float) -> _Frame:
+    sides = [max(1, round(side * size / CELL_SIZE)) * CELL_SIZE for side in (height, width)]
+    y, x = sides[0] / height, sides[1] / width
+    enlarge = np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1]])
+    return _Frame(sides[0], sides[1], enlarge, x * y)
+
+
 def _observed_area(homographies: Tensor, height: int, width: int, border: int) -> Tensor:
     """Where a warped image is worth asking: (n, H, W) float32, 1 inside and 0 near any edge.
 
@@ -206,12 +230,16 @@ def adapt_heatmap(
         mean: F(p) = sum_k m_k(H_k p) f_k(H_k p) / sum_k m_k(H_k p)
         max:  F(p) = max_k m_k(H_k p) f_k(H_k p)
 
+    Where warped images are s times as large (``config.sizes``), a pixel of the picture becomes s^2
+    pixels, which share its probability: f_k(H_k p) is then s^2 times the response, at most 1.
+
     Args:
         model: gives {"logits": (B, 65, H/8, W/8)}; used in the mode it is in.
         images: (B, 1, H, W) float32 in [0, 1], H and W multiples of 8, on the model's device.
         homographies: (N, 3, 3) shared by the images, or (B, N, 3, 3), picture pixels to warped
             pixels; the first should be the identity (see ``adaptation_homographies``).
-        config: ``aggregation``, ``border``, ``filter_counts``, ``batch`` and ``precision`` count.
+        config: ``aggregation``, ``border``, ``filter_counts``, ``sizes``, ``batch`` and
+            ``precision`` count.
 
     Returns:
         heatmap (B, H, W) float32 in [0, 1], and counts (B, H, W) float32: how many warps saw a
@@ -236,8 +264,8 @@ def adapt_heatmap(
         )
     heatmap = torch.zeros((batch, height, width), device=images.device)
     counts = torch.zeros((matrices.shape[0], height, width), device=images.device)
-    for some in matrices.split(max(1, _batch_size(config, images.device) // batch), dim=1):
-        response, seen = _observe(model, images, some, config)
+    for some, frame in _portions(matrices, images, config):
+        response, seen = _observe(model, images, some, frame, config)
         counts += seen.sum(1)
         if config.aggregation == "mean":
             heatmap += response.sum(1)
@@ -249,20 +277,37 @@ def adapt_heatmap(
     return heatmap, counts.expand(batch, -1, -1)
 
 
+def _portions(
+    matrices: Tensor, images: Tensor, config: AdaptConfig
+) -> Iterator[tuple[Tensor, _Frame]]:
+    """The homographies that go through the network at once, with the frame of what they warp."""
+    batch, _, height, width = images.shape
+    room = _batch_size(config, images.device) // batch
+    for turn, size in enumerate(config.sizes):
+        frame = _frame(height, width, size)
+        of_this_size = matrices[:, turn :: len(config.sizes)]
+        for some in of_this_size.split(max(1, round(room / frame.area)), dim=1):
+            if some.shape[1]:
+                yield some, frame
+
+
 def _observe(
-    model: nn.Module, images: Tensor, matrices: Tensor, config: AdaptConfig
+    model: nn.Module, images: Tensor, matrices: Tensor, frame: _Frame, config: AdaptConfig
 ) -> tuple[Tensor, Tensor]:
     """Masked responses (B, n, H, W) to n warps and masks (1 or B, n, H, W), on the picture."""
     batch, _, height, width = images.shape
     sets, number = matrices.shape[:2]
-    flat = matrices.flatten(0, 1)
-    back = torch.linalg.inv(flat)
-    observed = _observed_area(flat, height, width, config.border)
-    seen = warp_images(observed[:, None], back).view(sets, number, height, width)
+    enlarge = torch.as_tensor(frame.enlarge, device=matrices.device)
+    forth = enlarge @ matrices  # picture to warped picture
+    back = torch.linalg.inv(forth).flatten(0, 1)
+    within = (forth @ torch.linalg.inv(enlarge)).flatten(0, 1)  # between pixels of the same size
+    observed = _observed_area(within, frame.height, frame.width, config.border)
+    seen = warp_images(observed[:, None], back, (height, width)).view(sets, number, height, width)
 
     repeated = images.repeat_interleave(number, 0)
-    per_image = matrices.expand(batch, -1, -1, -1).flatten(0, 1)
-    warped = warp_images(repeated, per_image).to(memory_format=torch.channels_last)
+    per_image = forth.expand(batch, -1, -1, -1).flatten(0, 1)
+    warped = warp_images(repeated, per_image, (frame.height, frame.width))
+    warped = warped.to(memory_format=torch.channels_last)
     with (
         torch.inference_mode(),
         torch.autocast(
@@ -272,10 +317,12 @@ def _observe(
         ),
     ):
         logits = model(warped)["logits"]
-    response = decode_heatmap(logits.float()).view(batch, number, height, width)
-    response = response * observed.view(sets, number, height, width)
+    response = decode_heatmap(logits.float()).view(batch, number, frame.height, frame.width)
+    response = response * observed.view(sets, number, frame.height, frame.width)
     back = back.view(sets, number, 3, 3).expand(batch, -1, -1, -1).flatten(0, 1)
-    response = warp_images(response.flatten(0, 1)[:, None], back)
+    response = warp_images(response.flatten(0, 1)[:, None], back, (height, width))
+    if frame.area != 1:
+        response = (response * frame.area).clamp_max(1)
     return response.view(batch, number, height, width), seen
 
 
@@ -396,6 +443,7 @@ def _settings(config: AdaptConfig, model: nn.Module) -> dict[str, object]:
         digest.update(values.detach().cpu().contiguous().numpy().tobytes())
     values = asdict(config)
     settings: dict[str, object] = {name: values[name] for name in _LABEL_SETTINGS}
+    settings["sizes"] = list(config.sizes)  # as they are read again, from JSON
     return settings | {"weights_sha256": digest.hexdigest()[:16]}
 
 

@@ -143,6 +143,70 @@ def test_aggregation_agrees_with_kornia():
     assert (heatmap[0] - response / seen)[level].abs().max() * 6400 < 0.6
 
 
+def peak(heatmap: torch.Tensor) -> list[float]:
+    """(x, y) of the one spot of a heatmap (H, W)."""
+    y, x = torch.meshgrid(*(torch.arange(side) for side in heatmap.shape), indexing="ij")
+    return [float((heatmap * axis).sum() / heatmap.sum()) for axis in (x, y)]
+
+
+class SpotDetector(nn.Module):
+    """Responds at the brightest pixel of each image, and nowhere else."""
+
+    def __init__(self, response: float = 0.5) -> None:
+        super().__init__()
+        self.response = response
+        self.seen: list[tuple[int, ...]] = []
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        self.seen.append(tuple(images.shape))
+        best = images.flatten(1).argmax(1)
+        response = torch.zeros_like(images).flatten(1)
+        response[torch.arange(len(images)), best] = self.response
+        return {"logits": logits_of(response.view(images.shape))}
+
+
+def test_enlarged_looks_land_on_the_pixels_of_the_picture():
+    image = torch.zeros(1, 1, HEIGHT, WIDTH)
+    image[0, 0, 20, 30] = 1
+    detector, twice = SpotDetector(), replace(CONFIG, sizes=(2.0,))
+    heatmap, counts = adapt_heatmap(detector, image, IDENTITY[None], twice)
+    assert detector.seen == [(1, 1, 2 * HEIGHT, 2 * WIDTH)]
+    assert heatmap.shape == counts.shape == (1, HEIGHT, WIDTH) and (counts == 1).all()
+    # Pixel (30, 20) becomes the square from 60 to 61 and 40 to 41, of which one responds with 1/2.
+    # A quarter of that is interpolated at the middle of the four, which 4 times the area makes up.
+    assert peak(heatmap[0]) == pytest.approx([30, 20])
+    assert heatmap[0, 20, 30].item() == pytest.approx(0.5, rel=1e-4)
+    # x = 30 falls on 45.25: 0.9 (3/4)^2 is interpolated, 1.5^2 times that is more than certainty.
+    half_more = replace(CONFIG, sizes=(1.5,))
+    heatmap, _ = adapt_heatmap(SpotDetector(0.9), image, IDENTITY[None], half_more)
+    assert heatmap.max() == 1
+
+
+def test_warps_take_the_sizes_in_turn_and_agree():
+    image = blobs()
+    detector = SpotDetector()
+    adapt_heatmap(detector, image, drawn(5), replace(CONFIG, sizes=(1.0, 1.5)))
+    sizes = [shape for shape in detector.seen for _ in range(shape[0])]
+    assert [shape[2:] for shape in sizes] == [(48, 64)] * 3 + [(72, 96)] * 2
+    smooth, counts = adapt_heatmap(
+        BrightnessDetector(), image, drawn(30), replace(CONFIG, sizes=(1.0, 1.5))
+    )
+    plain, plain_counts = adapt_heatmap(BrightnessDetector(), image, drawn(30), CONFIG)
+    # The rims that do not count are 3 pixels of the warped pictures, thinner on enlarged ones.
+    assert (counts - plain_counts).min() > -0.2 and 0 < (counts - plain_counts).max() <= 15
+    # Enlarged pictures are 1.5^2 times as bright: the mean of both is 1.625 times the plain one.
+    assert float(smooth.max() / plain.max()) == pytest.approx((1 + 1.5**2) / 2, rel=0.05)
+
+
+def test_sizes_that_are_no_multiples_of_cells_are_rounded_to_them():
+    detector = SpotDetector()
+    image = torch.zeros(1, 1, HEIGHT, WIDTH)
+    image[0, 0, 20, 30] = 1
+    heatmap, _ = adapt_heatmap(detector, image, IDENTITY[None], replace(CONFIG, sizes=(1.3,)))
+    assert detector.seen == [(1, 1, 64, 80)]  # 62.4 x 83.2
+    assert peak(heatmap[0]) == pytest.approx([30, 20], abs=0.5)
+
+
 def test_shared_and_separate_homographies_agree():
     images = torch.cat([blobs(), blobs().flip(-1)])
     shared, shared_counts = adapt_heatmap(BrightnessDetector(), images, drawn(7), CONFIG)
@@ -448,6 +512,8 @@ def test_nothing_to_label_and_missing_folders(config, tmp_path):
         ({"top_k": -1}, "top_k must not be negative"),
         ({"seed": -1}, "seed must not be negative"),
         ({"height": 100}, "multiples of 8"),
+        ({"sizes": ()}, "sizes must be positive"),
+        ({"sizes": (1.0, -1.5)}, "sizes must be positive"),
         ({"height": 0}, "both 0"),
         ({"homography": "sideways"}, "sideways"),
     ],

@@ -222,12 +222,20 @@ _TURNED = replace(
     learning_rate=8e-4,
 )
 
+_MIXED = replace(
+    _TURNED,
+    init="runs/superpoint-turned.safetensors",
+    homography="coco+any-scale",
+    steps=4600,
+    learning_rate=6e-4,
+)
+
 #: Ready configurations. magicpoint-synthetic, magicpoint-adapted, superpoint, superpoint-further,
-#: superpoint-soft, superpoint-agreement, superpoint-turned and superpoint-mixed train the bundled
-#: weights, each starting from the one before (``init``); from superpoint-further on, on labels of a
-#: second, third (soft, agreement) and fourth round of adaptation (turned, mixed) and from folded
-#: weights, without normalisation. superpoint-open sees drawn shapes and pictures of open
-#: licences only, in one training from magicpoint-synthetic on
+#: superpoint-soft, superpoint-agreement, superpoint-turned, superpoint-mixed and superpoint-finer
+#: train the bundled weights, each starting from the one before (``init``); from superpoint-further
+#: on, on labels of a second, third (soft, agreement), fourth (turned, mixed) and fifth round of
+#: adaptation (finer) and from folded weights, without normalisation. superpoint-open sees drawn
+#: shapes and pictures of open licences only, in one training from magicpoint-synthetic on
 #: (superpoint_lib/weights/README.md). original-stage1 and -stage2 (to be given stage 1's weights)
 #: are the training steps of SuperPoint-Pytorch's README, one-stage its loss as published, both
 #: heads from scratch.
@@ -241,12 +249,13 @@ RECIPES: dict[str, TrainConfig] = {
     "superpoint-soft": _SOFT,
     "superpoint-agreement": _AGREEMENT,
     "superpoint-turned": _TURNED,
-    "superpoint-mixed": replace(
-        _TURNED,
-        init="runs/superpoint-turned.safetensors",
-        homography="coco+any-scale",
-        steps=4600,
-        learning_rate=6e-4,
+    "superpoint-mixed": _MIXED,
+    "superpoint-finer": replace(
+        _MIXED,
+        init="runs/superpoint-mixed.safetensors",
+        labels=("runs/labels5",),
+        agreement_weight=3.0,
+        steps=4200,
     ),
     "superpoint-open": replace(
         _SOFT,
