@@ -793,7 +793,7 @@ def test_augmenting_on_the_device_trains_as_well(tmp_path):
     assert not same_weights(alone.model, run(TINY, tmp_path / "loader").model)
 
 
-def test_a_worker_has_one_thread_and_the_network_keeps_its_own(tmp_path, monkeypatch):
+def test_a_worker_has_one_thread_and_gives_way_and_the_network_keeps_its_own(tmp_path, monkeypatch):
     facts = tmp_path / "facts.json"
 
     class Telling:
@@ -802,7 +802,7 @@ def test_a_worker_has_one_thread_and_the_network_keeps_its_own(tmp_path, monkeyp
 
         def __getitem__(self, index):
             threads = [torch.get_num_threads(), cv2.getNumThreads()]
-            facts.write_text(json.dumps([os.getpid(), *threads]))
+            facts.write_text(json.dumps([os.getpid(), os.nice(0), *threads]))
             return self.dataset[index]
 
     monkeypatch.setattr(loop, "make_dataset", lambda config: Telling(make_dataset(config)))
@@ -813,8 +813,8 @@ def test_a_worker_has_one_thread_and_the_network_keeps_its_own(tmp_path, monkeyp
         loop, "batch_losses", lambda *a: in_steps.append(torch.get_num_threads()) or losses(*a)
     )
     run(replace(TINY, workers=1), tmp_path / "run")
-    process, *threads = json.loads(facts.read_text())
-    assert process != os.getpid() and threads == [1, 1]
+    process, niceness, *threads = json.loads(facts.read_text())
+    assert process != os.getpid() and threads == [1, 1] and niceness == 19
     assert set(in_steps) == {2} and torch.get_num_threads() == 2
 
 

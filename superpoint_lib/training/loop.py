@@ -207,6 +207,9 @@ def _start_worker(worker: int) -> None:
     # part of a step, a thread less would cost the network much more.
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    # It works where the network leaves a core idle: batches wait for it, rarely it for them.
+    if hasattr(os, "nice"):
+        os.nice(19)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from torch.utils.data import default_collate
 
 from superpoint_lib.config import replace
 from superpoint_lib.geometry import resize_and_crop
+from superpoint_lib.memory import keep_freed_memory
 from superpoint_lib.model import uses_bfloat16
 from superpoint_lib.training import RECIPES, TrainConfig
 
@@ -142,6 +143,7 @@ def training_step(config: TrainConfig) -> Work:
 def _trained(config: TrainConfig) -> tuple[torch.nn.Module, Any, bool]:
     from superpoint_lib.training import make_model
 
+    keep_freed_memory()  # as train does
     net = make_model(config).to(DEVICE).train()
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, fused=True)
