@@ -369,12 +369,13 @@ def crop_and_resize(
     width: int,
     crop: Literal["random", "centre"],
     rng: np.random.Generator,
+    enlarge: float = 1.0,
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.bool_]]:
     """Cut a window of the wanted proportions out of a labelled picture and resize it.
 
     "centre" takes the largest window, in the middle. "random" draws its scale evenly between
-    that of the largest window and 1 (the picture's own pixels), then its place; nothing is
-    enlarged unless the picture is smaller than what is wanted.
+    that of the largest window and ``enlarge``, then its place. With 1, the picture's own pixels,
+    nothing is enlarged unless the picture is smaller than what is wanted.
 
     Args:
         image: (H, W) uint8.
@@ -382,6 +383,7 @@ def crop_and_resize(
         height, width: size wanted.
         crop: "random" or "centre".
         rng: source of the window; unused for "centre".
+        enlarge: largest scale of "random".
 
     Returns:
         The (height, width) picture, the (M, 2) keypoints that are on it, and (N,) which of the
@@ -391,7 +393,7 @@ def crop_and_resize(
     sides are whole pixels, so that the two scales may differ by less than one pixel in a side.
     """
     cover = max(height / image.shape[0], width / image.shape[1])
-    scale = rng.uniform(cover, max(cover, 1.0)) if crop == "random" else cover
+    scale = rng.uniform(cover, max(cover, enlarge)) if crop == "random" else cover
     window = np.array([width / scale, height / scale]).round().astype(int)
     room = np.array(image.shape[::-1]) - window
     room, window = room.clip(0), window + room.clip(None, 0)
@@ -444,6 +446,7 @@ class PhotoDataset(Dataset[Sample]):
         cache_bytes: most memory for decoded pictures.
         threshold: least score of a label; those below it do not count.
         targets: give samples ``targets`` too, from the probabilities of the labels.
+        enlarge: largest scale of a random crop, see ``crop_and_resize``.
 
     Attributes:
         pictures: paths of the pictures in use.
@@ -475,6 +478,7 @@ class PhotoDataset(Dataset[Sample]):
         cache_bytes: int = 1 << 30,
         threshold: float = 0.0,
         targets: bool = False,
+        enlarge: float = 1.0,
     ) -> None:
         _check_view_arguments(height, width, views)
         self.height = height
@@ -483,6 +487,7 @@ class PhotoDataset(Dataset[Sample]):
         self.homography = homography
         self.seed = seed
         self.views = views
+        self.enlarge = enlarge
         self.crop: Literal["random", "centre"] = crop
         self.border = border
         self.threshold = threshold
@@ -573,7 +578,13 @@ class PhotoDataset(Dataset[Sample]):
         rng = np.random.default_rng([self.seed, index, _AUGMENTATION_STREAM])
         picture = self._picture(index)
         cropped, keypoints, kept = crop_and_resize(
-            picture.image, picture.keypoints, self.height, self.width, self.crop, rng
+            picture.image,
+            picture.keypoints,
+            self.height,
+            self.width,
+            self.crop,
+            rng,
+            self.enlarge,
         )
         probabilities = None if picture.probabilities is None else picture.probabilities[kept]
         homography = _in_turn(self.homography, index)

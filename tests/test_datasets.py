@@ -243,16 +243,23 @@ def test_random_crops_move_keypoints_with_the_picture(shape):
     assert seen
 
 
-def test_random_crops_are_between_the_whole_picture_and_its_own_pixels():
+@pytest.mark.parametrize(("enlarge", "least"), [(1.0, 126), (2.0, 62)])
+def test_random_crops_are_between_the_whole_picture_and_the_largest_scale(enlarge, least):
     rng = np.random.default_rng(0)
     ramp = np.tile(np.arange(256, dtype=np.uint8), (192, 1))
     corners = np.array([[0, 0], [255, 191]], np.float32)
-    spans = [
-        np.ptp(crop_and_resize(ramp, corners, 96, 128, "random", rng)[0][48].astype(int))
-        for _ in range(40)
-    ]
-    assert min(spans) >= 126 and max(spans) <= 255
-    assert min(spans) < 150 and max(spans) > 230
+    crops = [crop_and_resize(ramp, corners, 96, 128, "random", rng, enlarge) for _ in range(40)]
+    spans = [np.ptp(cropped[48].astype(int)) for cropped, _, _ in crops]
+    assert min(spans) >= least and max(spans) <= 255
+    assert min(spans) < least + 24 and max(spans) > 230
+
+
+def test_enlarged_photos_show_fewer_of_their_keypoints(folders):
+    def seen(enlarge: float) -> int:
+        dataset = PhotoDataset([folders[0]], [folders[1]], 48, 64, enlarge=enlarge)
+        return sum(len(dataset.labelled(i).keypoints) for i in range(20))
+
+    assert 0 < seen(4.0) < seen(1.0)
 
 
 # --- photographs ---------------------------------------------------------------------------------

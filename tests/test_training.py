@@ -136,6 +136,7 @@ def test_recipes_can_be_built_from_plain_values():
         ({"gradient_clip": -1.0}, "gradient_clip"),
         ({"seed": -1}, "seed"),
         ({"ema_decay": 1.5}, "ema_decay"),
+        ({"enlarge": 0.0}, "enlarge"),
         ({"learning_rat": 1.0}, "learning_rat"),
         ({"learning_rate": "1e-3"}, "learning_rate"),
     ],

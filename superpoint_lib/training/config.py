@@ -27,7 +27,8 @@ class TrainConfig:
     agreement between both views (``losses.agreement_loss``); 0 leaves them out.
     ``label_threshold`` is the least score of a photo's label. ``soft_targets`` asks the detector
     for the probabilities of the labels (``losses.keypoints_to_targets``) instead of for every
-    keypoint with certainty.
+    keypoint with certainty. Photos are cropped and made smaller, or enlarged up to ``enlarge``
+    times, by chance.
     ``homography`` may name several presets, "coco+any-scale": samples take them in turn.
     ``ema_decay`` 0 turns the moving average of the weights off, ``gradient_clip`` 0 the clipping of
     the gradient's norm. ``precision`` "auto" is bfloat16 where the processor multiplies it in
@@ -60,6 +61,7 @@ class TrainConfig:
     photometric: str = "synthetic"
     homography: str = "synthetic"
     views: int = 1
+    enlarge: float = 1.0
 
     detector_weight: float = 1.0
     position_weight: float = 0.0
@@ -106,6 +108,8 @@ class TrainConfig:
         for key in ("learning_rate", "weight_decay", "gradient_clip", "seed"):
             if getattr(self, key) < 0:
                 raise ConfigError(f"{key}: must not be negative, got {getattr(self, key)}")
+        if self.enlarge <= 0:
+            raise ConfigError(f"enlarge: must be above 0, got {self.enlarge}")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"ema_decay: must be in [0, 1), got {self.ema_decay}")
         if self.descriptor_weight and (self.model != "superpoint" or self.views != 2):
@@ -255,6 +259,7 @@ RECIPES: dict[str, TrainConfig] = {
         init="runs/superpoint-mixed.safetensors",
         labels=("runs/labels5",),
         agreement_weight=3.0,
+        enlarge=1.5,
         steps=4200,
     ),
     "superpoint-open": replace(

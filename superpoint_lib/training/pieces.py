@@ -76,6 +76,7 @@ def make_dataset(config: TrainConfig) -> ShapesDataset | PhotoDataset:
         config.views,
         threshold=config.label_threshold,
         targets=config.soft_targets,
+        enlarge=config.enlarge,
     )
 
 
