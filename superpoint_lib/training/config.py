@@ -260,7 +260,8 @@ RECIPES: dict[str, TrainConfig] = {
         labels=("runs/labels5",),
         agreement_weight=3.0,
         enlarge=1.5,
-        steps=4200,
+        steps=7000,
+        learning_rate=8e-4,
     ),
     "superpoint-open": replace(
         _SOFT,
