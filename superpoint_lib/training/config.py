@@ -245,6 +245,14 @@ _MIXED = replace(
 #: heads from scratch.
 RECIPES: dict[str, TrainConfig] = {
     "magicpoint-synthetic": TrainConfig(steps=1500, freeze_norm_after=0.85, gradient_clip=5.0),
+    "magicpoint-synthetic-further": TrainConfig(
+        norm="none",
+        init="runs/magicpoint-synthetic-first.safetensors",
+        steps=1600,
+        learning_rate=1e-3,
+        gradient_clip=5.0,
+        ema_decay=0.998,
+    ),
     "magicpoint-adapted": replace(
         _PAIRS, height=120, width=160, steps=500, learning_rate=1e-3, freeze_norm_after=0.8
     ),
