@@ -16,7 +16,7 @@ import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm.auto import tqdm
 
+from superpoint_lib.config import to_dict
 from superpoint_lib.datasets import label_folders, load_labels, read_label_image, save_labels
 from superpoint_lib.extraction import Features, decode_heatmap, nms, soft_argmax
 from superpoint_lib.geometry import (
@@ -69,8 +70,9 @@ class AdaptConfig:
         top_k: most keypoints for a picture, best first; 0 keeps all.
         border: pixels near the end of the picture or of a warped frame that do not count.
         filter_counts: pixels seen by fewer warps than this give no keypoint.
-        height, width: size the labels are made at: ratio-preserving resize and centre crop,
-            multiples of 8; 0 and 0 leave each picture as it is.
+        height: of the pictures that are labelled, a multiple of 8: ratio-preserving resize and
+            centre crop; 0 and 0 leave each picture as it is.
+        width: likewise.
         homography: name of the homography preset.
         sizes: the warps take these in turn: a warped picture is so many times as large as the
             picture, on whose pixels the labels are in any case. A network sees where a corner is
@@ -109,7 +111,7 @@ class AdaptConfig:
     def __post_init__(self) -> None:
         if self.warps < 1:
             raise ValueError(f"warps must be at least 1, got {self.warps}")
-        for key in ("batch", "limit", "top_k", "seed"):
+        for key in ("batch", "border", "limit", "nms_radius", "seed", "threshold", "top_k"):
             if getattr(self, key) < 0:
                 raise ValueError(f"{key} must not be negative, got {getattr(self, key)}")
         if (
@@ -120,6 +122,11 @@ class AdaptConfig:
             raise ValueError(
                 "height and width must be multiples of 8, or both 0 for native sizes; "
                 f"got {self.height} x {self.width}"
+            )
+        if not 0 <= self.filter_counts <= self.warps:
+            raise ValueError(
+                f"filter_counts must be between 0 and warps, got {self.filter_counts} of "
+                f"{self.warps}: no pixel is seen by more"
             )
         if not self.sizes or min(self.sizes) <= 0:
             raise ValueError(f"sizes must be positive, at least one, got {self.sizes}")
@@ -441,10 +448,12 @@ def _settings(config: AdaptConfig, model: nn.Module) -> dict[str, object]:
     for name, values in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(values.detach().cpu().contiguous().numpy().tobytes())
-    values = asdict(config)
-    settings: dict[str, object] = {name: values[name] for name in _LABEL_SETTINGS}
-    settings["sizes"] = list(config.sizes)  # as they are read again, from JSON
-    return settings | {"weights_sha256": digest.hexdigest()[:16]}
+    return _plain_settings(config) | {"weights_sha256": digest.hexdigest()[:16]}
+
+
+def _plain_settings(config: AdaptConfig) -> dict[str, object]:
+    values = to_dict(config)
+    return {name: values[name] for name in _LABEL_SETTINGS} | {"sizes": list(config.sizes)}
 
 
 def _already_there(job: _Job, settings: dict[str, object]) -> bool:
@@ -455,7 +464,9 @@ def _already_there(job: _Job, settings: dict[str, object]) -> bool:
         found = load_labels(job.label).settings
     except ValueError:
         return False
-    differing = sorted(key for key in settings if found.get(key) != settings[key])
+    # A setting that is younger than the label had its default then.
+    before = _plain_settings(AdaptConfig()) | found
+    differing = sorted(key for key in settings if before.get(key) != settings[key])
     if differing:
         raise ValueError(
             f"{job.label} was made with other settings ({', '.join(differing)}); "

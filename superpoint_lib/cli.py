@@ -77,7 +77,8 @@ class TrainStart:
     """Where the training configuration starts from; single options override it."""
 
     recipe: str = ""
-    """A named configuration of superpoint_lib.training.RECIPES."""
+    """A named configuration: magicpoint-synthetic, magicpoint-adapted, superpoint, and those that
+    go on from there (superpoint_lib.training.RECIPES; an unknown name lists them all)."""
     profile: str = ""
     """A profile of notebooks whose values for --stage are laid over the recipe."""
     stage: str = ""
@@ -102,8 +103,9 @@ class EvaluateOptions:
     extractors: Positional[tuple[str, ...]] = ()
     """Bundled names, weight files, OpenCV's sift, rootsift, orb, fast, harris, shi_tomasi, or
     random; by default superpoint, sift and orb. superpoint@1,1.5 looks at each image at the scales
-    1 and 1.5, superpoint@1,1.5,turned turned by each quarter besides. With --data shapes: not sift,
-    rootsift, orb and random; by default harris, shi_tomasi, fast and both MagicPoints."""
+    1 and 1.5, superpoint@1,1.5,turned at each of them also turned by every quarter. With --data
+    shapes: not sift, rootsift, orb and random; by default harris, shi_tomasi, fast and both
+    MagicPoints."""
     data: str = "auto"
     """Folder of HPatches sequences; auto: data/hpatches if there, else the mini benchmark; warped:
     many small warped pairs, to choose between trainings; shapes: detectors on drawn shapes, with
@@ -117,7 +119,7 @@ class EvaluateOptions:
     """Pictures drawn of each primitive, with --data shapes."""
     precision: Literal["auto", "bf16", "float32"] = "float32"
     """What the networks compute in; auto: bfloat16 where the device has it. float32 gives the same
-    figures everywhere."""
+    figures everywhere, up to rounding."""
     output: Path = Path("runs/evaluation.json")
     """Where the results go: this file, and a table of all pairs beside it (.csv)."""
 
@@ -355,17 +357,23 @@ def _extract(arguments: Sequence[str]) -> int:
     from superpoint_lib.paths import atomic_path, read_gray
 
     images = _image_files(options.images)
-    targets = {path: options.output / f"{path.stem}.npz" for path in images}
-    if len(set(targets.values())) < len(images):
-        raise CommandError("two images have the same name: extract them to separate folders")
+    targets: dict[Path, Path] = {}
+    for path in images:
+        target = options.output / f"{path.stem}.npz"
+        if target in targets:
+            raise CommandError(
+                f"{targets[target]} and {path} would both be written to {target}: extract them to "
+                "separate folders"
+            )
+        targets[target] = path
     find = _extractor(options)
     options.output.mkdir(parents=True, exist_ok=True)
     unreadable = []
-    for path, target in targets.items():
+    for target, path in targets.items():
         try:
             with _naming(path):
                 features = find(read_gray(path)).numpy()
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             unreadable.append(str(error))
             continue
         arrays = {
@@ -447,6 +455,7 @@ def _evaluate(arguments: Sequence[str]) -> int:
 
 def _evaluate_on_shapes(options: EvaluateOptions, command: str) -> int:
     from superpoint_lib.evaluation.detection import evaluate_detectors_on_shapes
+    from superpoint_lib.evaluation.results import json_ready
     from superpoint_lib.paths import write_json
 
     if options.protocol or options.against:
@@ -466,7 +475,7 @@ def _evaluate_on_shapes(options: EvaluateOptions, command: str) -> int:
                 for distance, values in distances.items()
             )
             print(f"{part:5}  {name:20} average precision at {figures}")
-    write_json(options.output, results)
+    write_json(options.output, json_ready(results))
     print(f"\nwritten: {options.output}")
     return 0
 
@@ -521,8 +530,10 @@ class _Looks(TypedDict):
 
 def _model_and_looks(name: str) -> tuple[MagicPoint, _Looks]:
     """What a name such as superpoint@1,1.5 or superpoint@turned stands for."""
-    weights, _, listed = name.partition("@")
-    looks = listed.split(",") if listed else []
+    weights, looks = name, list[str]()
+    if "@" in name and not Path(name).is_file():  # a file's own name may hold one
+        weights, _, listed = name.rpartition("@")
+        looks = listed.split(",")
     try:
         scales = tuple(float(look) for look in looks if look != "turned") or (1.0,)
     except ValueError:
@@ -550,12 +561,12 @@ def _export(arguments: Sequence[str]) -> int:
 def _export_weights(options: ExportOptions) -> Path:
     import torch
 
-    from superpoint_lib.checkpoints import load_weights, save_weights
+    from superpoint_lib.checkpoints import BUNDLED_NAMES, load_weights, save_weights
     from superpoint_lib.training import release
 
     told = {"learnt_from": options.learnt_from}
     dtype = torch.int8 if options.stored_as == "int8" else torch.float16
-    if Path(options.weights).is_dir():
+    if options.weights not in BUNDLED_NAMES and Path(options.weights).is_dir():
         return release(options.weights, options.output, told, dtype)
     given = load_weights(options.weights)
     metadata = given.metadata | (told if options.learnt_from else {})

@@ -493,6 +493,7 @@ class PhotoDataset(Dataset[Sample]):
         self.threshold = threshold
         self.targets = targets
         self.skipped: list[tuple[Path, str]] = []
+        self._unreadable: set[Path] = set()
         self._labels: dict[Path, Path] = {}
         for images, labels in _paired_folders(image_folders, label_folders):
             self._find_labels(images, labels)
@@ -551,6 +552,7 @@ class PhotoDataset(Dataset[Sample]):
             image = read_label_image(picture, labels.size)
         except (ValueError, OSError) as error:
             self.skipped.append((picture, str(error)))
+            self._unreadable.add(picture)
             return None
         kept = labels.keypoint_scores >= self.threshold
         probabilities = labels.probabilities if self.targets else None
@@ -567,6 +569,8 @@ class PhotoDataset(Dataset[Sample]):
             self._order = (epoch, rng.permutation(len(self.pictures)))
         for shift in range(len(self.pictures)):
             picture = self.pictures[self._order[1][(position + shift) % len(self.pictures)]]
+            if picture in self._unreadable:
+                continue
             loaded = self._cache.get(picture) or self._try_load(picture)
             if loaded is not None:
                 return loaded

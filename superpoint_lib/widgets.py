@@ -644,15 +644,17 @@ def running_heatmaps(
     image = functional.pad(image, (0, -width % CELL_SIZE, 0, -height % CELL_SIZE), mode="replicate")
     padded = image.shape[-2], image.shape[-1]
     homographies = adaptation_homographies(config.warps, *padded, config.homography, rng)
-    single = replace(config, aggregation="mean", filter_counts=0)
-    parts = []
-    for some in np.array_split(homographies, -(-len(homographies) // FORWARD)):
-        # Copies of the image with one homography each: responses that are not added up.
-        copies = image.expand(len(some), -1, -1, -1)
-        parts.append(adapt_heatmap(model, copies, some[:, None], single))
-    heatmaps, counts = (
-        torch.cat(part)[:, :height, :width].cpu() for part in zip(*parts, strict=True)
-    )
+    shape = (len(homographies), height, width)
+    heatmaps, counts = torch.zeros(shape), torch.zeros(shape)
+    for turn, size in enumerate(config.sizes):
+        single = replace(config, aggregation="mean", filter_counts=0, sizes=(size,))
+        indices = range(turn, len(homographies), len(config.sizes))
+        for some in (list(indices[i : i + FORWARD]) for i in range(0, len(indices), FORWARD)):
+            # Copies of the image with one homography each: responses that are not added up.
+            copies = image.expand(len(some), -1, -1, -1)
+            heatmap, count = adapt_heatmap(model, copies, homographies[some, None], single)
+            heatmaps[some] = heatmap[:, :height, :width].cpu()
+            counts[some] = count[:, :height, :width].cpu()
     responses = heatmaps * counts
     means = responses.cumsum(0) / counts.cumsum(0).clamp_min(1e-6)
     return {"mean": means, "max": responses.cummax(0).values}

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import cv2
@@ -356,6 +357,18 @@ def test_export_goes_on_where_it_stopped(config):
     assert np.allclose(load_labels(damaged).keypoints, reference.keypoints, atol=1e-4)
 
 
+def test_labels_from_before_a_setting_existed_had_its_default(config):
+    export_labels(config, progress=False)
+    for path in Path(config.output).rglob("*.npz"):
+        arrays = dict(np.load(path))
+        settings = json.loads(str(arrays["settings"]))
+        del settings["sizes"], settings["share_warps"]
+        np.savez(path, **(arrays | {"settings": np.asarray(json.dumps(settings))}))
+    assert len(export_labels(config, progress=False).skipped_existing) == 3
+    with pytest.raises(ValueError, match=r"other settings \(sizes\)"):
+        export_labels(replace(config, sizes=(1.0, 2.0)), progress=False)
+
+
 def test_labels_made_with_other_settings_are_refused(config, weights):
     export_labels(config, progress=False)
     with pytest.raises(ValueError, match=r"a\.npz.*threshold, warps"):
@@ -512,6 +525,12 @@ def test_nothing_to_label_and_missing_folders(config, tmp_path):
         ({"top_k": -1}, "top_k must not be negative"),
         ({"seed": -1}, "seed must not be negative"),
         ({"height": 100}, "multiples of 8"),
+        ({"nms_radius": -1}, "nms_radius must not be negative"),
+        ({"threshold": -0.1}, "threshold must not be negative"),
+        (
+            {"warps": 16, "filter_counts": 20},
+            "filter_counts must be between 0 and warps, got 20 of 16",
+        ),
         ({"sizes": ()}, "sizes must be positive"),
         ({"sizes": (1.0, -1.5)}, "sizes must be positive"),
         ({"height": 0}, "both 0"),

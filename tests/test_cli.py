@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from superpoint_lib import cli
+from superpoint_lib import cli, paths
 from superpoint_lib.checkpoints import load_weights
 from superpoint_lib.cli import COMMANDS, main
 from superpoint_lib.config import replace
 from superpoint_lib.evaluation.protocols import TaskConfig
+from superpoint_lib.paths import read_gray
 
 
 @pytest.fixture
@@ -175,7 +176,30 @@ def test_evaluate_computes_in_float32_unless_asked_otherwise(weights, options, t
 def test_extract_refuses_to_write_one_file_twice(project, weights, capsys):
     pictures = [write_picture(project / folder / "a.png") for folder in ("one", "two")]
     line = fails(["extract", *pictures, "--weights", weights["SuperPoint"]], capsys)
-    assert "same name" in line
+    assert "one/a.png" in line and "two/a.png" in line and "separate folders" in line
+
+
+def test_extract_lists_what_it_cannot_read_and_goes_on(project, weights, capsys, monkeypatch):
+    def read(path):
+        if path.name == "b.png":
+            raise PermissionError(f"not permitted: {path}")
+        return read_gray(path)
+
+    monkeypatch.setattr(paths, "read_gray", read)
+    for name in ("a.png", "b.png", "c.png"):
+        write_picture(project / "pictures" / name)
+    (project / "pictures" / "c.png").write_bytes(b"no picture")
+    arguments = ["extract", "pictures", "--weights", weights["SuperPoint"], "--output", "found"]
+    line = fails(arguments, capsys)
+    assert "2 of 3 left out" in line and "b.png" in line and "c.png" in line
+    assert [path.name for path in (project / "found").iterdir()] == ["a.npz"]
+
+
+def test_a_weight_file_may_have_an_at_in_its_name(project, weights):
+    path = project / "me@lab.safetensors"
+    path.write_bytes(Path(weights["SuperPoint"]).read_bytes())
+    for name, scales in ((str(path), (1.0,)), (f"{path}@1,1.5", (1.0, 1.5))):
+        assert cli._model_and_looks(name)[1] == {"scales": scales, "turned": False}
 
 
 def test_match_draws_a_picture_and_needs_descriptors(project, weights, capsys):

@@ -29,6 +29,7 @@ from superpoint_lib.training import (
     NonFiniteLossError,
     TrainConfig,
     detector_step,
+    facts,
     learning_rate_at,
     loop,
     make_dataset,
@@ -41,7 +42,7 @@ from superpoint_lib.training import (
     train,
 )
 from superpoint_lib.training.pieces import make_fabric
-from superpoint_lib.training.run import Run
+from superpoint_lib.training.run import Run, write_history
 
 TINY = TrainConfig(
     channels=(8, 8, 8, 8),
@@ -74,6 +75,14 @@ def batch_of(config, size=None, start=0):
     dataset = make_dataset(config)
     samples = [dataset[start + i] for i in range(size or config.batch_size)]
     return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
+
+
+def interrupt(config, folder, monkeypatch):
+    """Ctrl-C while the third step's data are made: that step is finished first."""
+    with monkeypatch.context() as patch:
+        wrap_dataset(patch, 2 * config.batch_size, lambda _: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt, match="after step 3 of 6"):
+            run(config, folder)
 
 
 def same_weights(a, b):
@@ -137,6 +146,7 @@ def test_recipes_can_be_built_from_plain_values():
         ({"seed": -1}, "seed"),
         ({"ema_decay": 1.5}, "ema_decay"),
         ({"enlarge": 0.0}, "enlarge"),
+        ({"temperature": 0.0}, "temperature"),
         ({"learning_rat": 1.0}, "learning_rat"),
         ({"learning_rate": "1e-3"}, "learning_rate"),
     ],
@@ -304,6 +314,9 @@ def test_training_starts_from_given_weights(tmp_path):
     assert same_weights(fresh.descriptor, both.descriptor)
     with pytest.raises(ConfigError, match=r"norm.*8 more|do not fit"):
         make_model(replace(TINY, norm="none", init=str(path)))
+    save_weights(path, both.state_dict(), to_dict(both.config), {}, torch.float32)
+    with pytest.raises(ConfigError, match=r"'descriptor\.output.*descriptor_dim"):
+        make_model(replace(TINY_PAIRS, descriptor_dim=8, init=str(path)))
 
 
 # ------------------------------------------------------------------------------ the network
@@ -532,7 +545,7 @@ def test_a_run_writes_its_history_and_facts(tmp_path):
     assert result.history[-1]["learning_rate"] == learning_rate_at(5, TINY)
     assert json.loads((tmp_path / "config.json").read_text()) == to_dict(TINY)
     facts = json.loads((tmp_path / "run.json").read_text())
-    assert facts["steps"] == 6
+    assert facts["steps"] == 6 and facts["earlier_commits"] == []
     assert facts["precision"] == "float32"
     assert len(list((tmp_path / "checkpoint").iterdir())) == 2
     assert read_history(tmp_path / "none.csv") == []
@@ -565,11 +578,7 @@ def test_step_t_takes_samples_from_t_times_the_batch(tmp_path, monkeypatch):
 def test_an_interrupted_run_resumes_exactly(tmp_path, monkeypatch, config):
     straight = run(config, tmp_path / "straight")
     handler = signal.getsignal(signal.SIGINT)
-    with monkeypatch.context() as patch:
-        # Ctrl-C while the third step's data are made: that step is finished first.
-        wrap_dataset(patch, 2 * config.batch_size, lambda _: os.kill(os.getpid(), signal.SIGINT))
-        with pytest.raises(KeyboardInterrupt, match="after step 3 of 6"):
-            run(config, tmp_path / "resumed")
+    interrupt(config, tmp_path / "resumed", monkeypatch)
     checkpoint = tmp_path / "resumed" / "checkpoint.json"
     assert json.loads(checkpoint.read_text())["step"] == 3
     checkpoint.write_text(json.dumps({"step": 3, "seconds": 1000.0}))
@@ -632,10 +641,7 @@ def test_a_begun_run_goes_on_without_the_weights_it_started_from(tmp_path, monke
     save_weights(start, net.state_dict(), to_dict(net.config), {}, torch.float32)
     config = replace(TINY, init=str(start), ema_decay=0.9)
     straight = run(config, tmp_path / "straight")
-    with monkeypatch.context() as patch:
-        wrap_dataset(patch, 2 * config.batch_size, lambda _: os.kill(os.getpid(), signal.SIGINT))
-        with pytest.raises(KeyboardInterrupt):
-            run(config, tmp_path / "resumed")
+    interrupt(config, tmp_path / "resumed", monkeypatch)
     start.unlink()
     assert same_weights(straight.model, run(config, tmp_path / "resumed").model)
 
@@ -681,6 +687,61 @@ def test_a_run_from_before_a_key_existed_has_its_default(tmp_path):
     with pytest.raises(ConfigError, match=r"one_forward \(True -> False\)"):
         run(replace(TINY, one_forward=False), tmp_path)
     run(TINY, tmp_path)
+
+
+def test_a_run_from_before_a_part_existed_is_taken(tmp_path, monkeypatch):
+    config = replace(TINY, log_every=4, checkpoint_every=3)
+    interrupt(config, tmp_path, monkeypatch)
+    history = tmp_path / "history.csv"
+    history.write_text(history.read_text().replace("agreement,", "", 1))
+    (state,) = (tmp_path / "checkpoint").glob("*.optimizer.pt")
+    saved = torch.load(state, weights_only=True)
+    torch.save(saved | {"sums": torch.ones(5)}, state)
+    rows = run(config, tmp_path).history
+    assert [row["step"] for row in rows] == [4, 6] and rows[-1]["loss"] > 0
+
+
+def test_histories_without_a_part_or_cut_short_can_be_read(tmp_path):
+    run(replace(TINY, log_every=3), tmp_path)
+    path = tmp_path / "history.csv"
+    lines = [line.split(",") for line in path.read_text().splitlines()]
+    part = lines[0].index("agreement")
+    shorter = [",".join(line[:part] + line[part + 1 :]) for line in lines]
+    path.write_text("\n".join([*shorter, "9,0.1"]))
+    rows = read_history(path)
+    assert [row["step"] for row in rows] == [3, 6] and np.isnan(rows[0]["agreement"])
+    write_history(path, rows)
+    assert [row["loss"] for row in read_history(path)] == [row["loss"] for row in rows]
+
+
+def test_a_run_tells_the_commits_its_sessions_started_with(tmp_path, monkeypatch):
+    commits = iter(["first", "second", "third"])
+    monkeypatch.setattr("superpoint_lib.training.run.commit_name", lambda: next(commits))
+    interrupt(TINY, tmp_path, monkeypatch)
+    for _ in range(2):  # the second call finds it finished
+        run(TINY, tmp_path)
+        facts = json.loads((tmp_path / "run.json").read_text())
+        assert (facts["commit"], facts["earlier_commits"]) == ("second", ["first"])
+
+
+def test_what_failed_before_its_first_checkpoint_is_in_nobodys_way(tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise ValueError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "batch_losses", fail)
+        with pytest.raises(ValueError, match="out of memory"):
+            run(TINY, tmp_path)
+    smaller = replace(TINY, batch_size=1)
+    run(smaller, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text()) == to_dict(smaller)
+
+
+def test_the_commit_of_somebody_elses_checkout_is_not_told(tmp_path, monkeypatch):
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    monkeypatch.setattr(facts, "__file__", str(tmp_path / "facts.py"))
+    (tmp_path / "facts.py").touch()
+    assert facts.commit_name() == "unknown"
 
 
 def test_a_checkpoint_cut_short_leaves_the_one_before(tmp_path, monkeypatch):

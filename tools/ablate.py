@@ -22,6 +22,7 @@ from superpoint_lib import SuperPoint
 from superpoint_lib.config import replace, to_dict
 from superpoint_lib.evaluation import hpatches
 from superpoint_lib.evaluation.mini import warped_pairs
+from superpoint_lib.evaluation.results import json_ready
 from superpoint_lib.paths import results_dir, runs_dir, write_json
 from superpoint_lib.training import RECIPES, TrainConfig, train
 from superpoint_lib.training.facts import commit_name, machine_name
@@ -73,11 +74,18 @@ def configuration(options: Options, name: str) -> TrainConfig:
 
 def main(options: Options, command: str) -> None:
     """Train, measure, compare, write."""
+    commit = commit_name()
+    unknown = [name for name in options.only if name not in VARIANTS]
+    if unknown:
+        sys.exit(f"ablate: no variant {unknown[0]!r}; there are {', '.join(VARIANTS)}")
+    if options.only and options.output == Options.output:
+        sys.exit("ablate: a part of the variants would replace the whole: give --output as well")
     models = {"before": SuperPoint.from_pretrained(options.init)}
     for name in [name for name in VARIANTS if name in {"plain", *(options.only or VARIANTS)}]:
         print(f"{name}: {VARIANTS[name]}", flush=True)
         run_dir = options.run_dir / name.replace(" ", "-")
         models[name] = train(configuration(options, name), run_dir).model  # type: ignore[assignment]
+    machine = machine_name(next(models["plain"].parameters()).device)
     extractors = {
         name: hpatches.superpoint_extractor(model.float().cpu(), precision="auto")
         for name, model in models.items()
@@ -92,13 +100,14 @@ def main(options: Options, command: str) -> None:
             )
     facts = {
         "command": command,
-        "commit": commit_name(),
-        "machine": machine_name(next(models["before"].parameters()).device),
+        "commit": commit,
+        "machine": machine,
         "reference": "plain",
         "plain": to_dict(configuration(options, "plain")),
         "variants": {name: VARIANTS[name] for name in models if name in VARIANTS},
     }
-    write_json(options.output, facts | {"summary": results.summary(), "differences": rows})
+    measured = {"summary": results.summary(), "differences": rows}
+    write_json(options.output, json_ready(facts | measured))
 
 
 if __name__ == "__main__":

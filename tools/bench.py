@@ -30,7 +30,7 @@ OUTPUT = results_dir() / "benchmark.json"
 
 def measure(stage: str) -> dict[str, Any]:
     """Run one stage in a process of its own."""
-    started = time.perf_counter()
+    started, commit = time.perf_counter(), commit_name()
     command = [sys.executable, __file__, "--json", stage]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
@@ -38,7 +38,7 @@ def measure(stage: str) -> dict[str, Any]:
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result | {
         "seconds": round(time.perf_counter() - started, 1),
-        "commit": commit_name(),
+        "commit": commit,
         "machine": machine_name(DEVICE),
     }
 
@@ -95,7 +95,7 @@ def main(arguments: Sequence[str]) -> None:
     if unknown:
         sys.exit(f"bench: no stage {unknown[0]!r}; there are {', '.join(STAGES)}")
     started = time.perf_counter()
-    results = {}
+    results: dict[str, Any] = {}
     for number, name in enumerate(names, 1):
         print(f"{name}  ({number} of {len(names)})", flush=True)
         results[name] = measure(name)
@@ -103,9 +103,11 @@ def main(arguments: Sequence[str]) -> None:
             print(show(row), flush=True)
         took, peak = results[name]["seconds"], results[name]["peak_memory_gb"]
         print(f"  {took:.0f} s, peak memory {peak} GB", flush=True)
+        if update:
+            record(results, fresh=False)
     print(f"{time.perf_counter() - started:.0f} s in all")
-    if update or len(names) == len(STAGES):
-        record(results, fresh=not update)
+    if not update and len(names) == len(STAGES):
+        record(results, fresh=True)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ from superpoint_lib.evaluation.hpatches import (
 from superpoint_lib.evaluation.metrics import estimate_homography, homography_accuracy
 from superpoint_lib.evaluation.mini import MiniConfig, make_benchmark
 from superpoint_lib.evaluation.protocols import ProtocolConfig, TaskConfig
-from superpoint_lib.evaluation.results import Record
+from superpoint_lib.evaluation.results import Record, json_ready
 from superpoint_lib.geometry import mean_corner_error
 from superpoint_lib.model import Precision
 from superpoint_lib.paths import data_dir, list_images, read_gray, results_dir, runs_dir, write_json
@@ -96,7 +96,7 @@ def main(options: Options) -> None:
         "differences": rows,
         "train_and_eval_mode": _modes(model, sequences),
     }
-    print(f"written: {write_json(options.output, content)}")
+    print(f"written: {write_json(options.output, json_ready(content))}")
     for row in rows:
         print(
             f"{row['estimator']:16} {row['part']:12} {row['metric']:13} {row['a']:.4f} "

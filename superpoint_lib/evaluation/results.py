@@ -10,7 +10,7 @@ import dataclasses
 import io
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -214,10 +214,10 @@ class Results:
             "protocol_name": self.protocol_name,
             "protocol": to_dict(self.protocol),
             "skipped": self.skipped,
-            "summary": [_without_nan(row) for row in self.summary()],
+            "summary": json_ready(self.summary()),
         }
         if reference is not None:
-            content["differences"] = [_without_nan(row) for row in self.differences(reference)]
+            content["differences"] = json_ready(self.differences(reference))
         write_json(json_path, content)
         write_text(csv_path, f"# {command}\n{self._csv()}")
         return json_path, csv_path
@@ -324,12 +324,13 @@ def _cell(row: Record, intervals: bool) -> str:
     return f"{value} [{row['low']:.3f}, {row['high']:.3f}]" if intervals else value
 
 
-def _without_nan(row: Record) -> Record:
-    """JSON has no NaN."""
-    return {
-        key: None if isinstance(value, float) and math.isnan(value) else shortened(value)
-        for key, value in row.items()
-    }
+def json_ready(value: Any) -> Any:
+    """Round the numbers in lists and dictionaries as `shortened` does; JSON has no NaN: None."""
+    if isinstance(value, Mapping):
+        return {key: json_ready(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_ready(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else shortened(value)
 
 
 def shortened(value: Any) -> Any:

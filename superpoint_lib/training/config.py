@@ -16,26 +16,68 @@ from superpoint_lib.model import ModelConfig, Precision
 class TrainConfig:
     """Everything that defines a training run. ``RECIPES`` holds ready ones.
 
-    Sizes are in pixels, of the pictures the network sees. ``init`` is a bundled name or a weight
-    file to start from, "" for random weights; a file without a descriptor head leaves that one
-    random. ``freeze_norm_after`` is the fraction of the steps after which batch normalisation uses,
-    and no longer changes, its running statistics. ``one_forward`` sends both views of a pair
-    through the network together, so that batch normalisation sees them with the same statistics;
-    False sends one after the other, as the published implementations do. ``descriptor_weight`` is
-    lambda of the published loss; 0 trains the detector alone. ``position_weight`` weighs the loss
-    of the refined positions (``losses.position_loss``), ``agreement_weight`` that of their
-    agreement between both views (``losses.agreement_loss``); 0 leaves them out.
-    ``label_threshold`` is the least score of a photo's label. ``soft_targets`` asks the detector
-    for the probabilities of the labels (``losses.keypoints_to_targets``) instead of for every
-    keypoint with certainty. Photos are cropped and made smaller, or enlarged up to ``enlarge``
-    times, by chance.
-    ``homography`` may name several presets, "coco+any-scale": samples take them in turn.
-    ``ema_decay`` 0 turns the moving average of the weights off, ``gradient_clip`` 0 the clipping of
-    the gradient's norm. ``precision`` "auto" is bfloat16 where the processor multiplies it in
-    hardware. ``workers`` None loads data in processes of its own on a GPU, in the training process
-    on a CPU, where they would compete for the cores. ``augment_on`` "device" warps and changes
-    whole batches where the network is (``batches``), "cpu" sample by sample where they are loaded;
-    "auto" takes the GPU where there is one.
+    Sizes are in pixels, of the pictures the network sees.
+
+    Attributes:
+        model: detector alone, or detector and descriptors.
+        norm: normalisation after each convolution.
+        norm_order: whether it stands before or after the ReLU.
+        norm_outputs: normalise the two output layers as well, as SuperPoint-Pytorch does.
+        norm_eps: added to the variance.
+        norm_momentum: of the running statistics of batch normalisation.
+        norm_groups: of group normalisation.
+        channels: of the four blocks of the encoder.
+        head_channels: of the hidden layer of both heads.
+        descriptor_dim: length of a descriptor.
+        init: a bundled name or a weight file to start from, "" for random weights; a file without a
+            descriptor head leaves that one random.
+        data: "shapes" drawn on the fly, or "photos" with labels.
+        images: folders of photographs; "auto" is data/coco/train2017 if it is there, else
+            "bundled", the photographs inside the dependencies.
+        labels: a folder of labels (superpoint adapt) for each folder of images.
+        height: of the samples, a multiple of 8.
+        width: of the samples, a multiple of 8.
+        photometric: changes of gray levels: none, synthetic, coco_magicpoint, coco_superpoint or
+            strong (notebook 01).
+        homography: the warp: a preset of notebook 03, or several, "coco+any-scale", which samples
+            take in turn.
+        views: 1, or 2: a picture and its warp.
+        enlarge: photographs are cropped and made smaller, or enlarged up to so many times, by
+            chance.
+        detector_weight: of the detector loss.
+        position_weight: of the loss of the refined positions (``losses.position_loss``).
+        agreement_weight: of the loss of their agreement between both views
+            (``losses.agreement_loss``).
+        label_threshold: least score of a photograph's label.
+        soft_targets: ask the detector for the probabilities of the labels
+            (``losses.keypoints_to_targets``) instead of for every keypoint with certainty.
+        descriptor_weight: lambda of the published loss; 0 trains the detector alone.
+        descriptor_loss: the published hinge, InfoNCE, or a hinge on a sample of cells.
+        hinge: preset of margins and weights: default, paper, rpautrat, eric, zeng or zeng-stage1
+            (notebook 04).
+        temperature: of InfoNCE.
+        freeze_norm_after: fraction of the steps after which batch normalisation uses, and no longer
+            changes, its running statistics.
+        one_forward: send both views of a pair through the network together, so that batch
+            normalisation sees them with the same statistics; the published implementations send one
+            after the other.
+        steps: of the optimiser.
+        batch_size: pictures, or pairs, in a step.
+        learning_rate: the highest of the schedule.
+        optimizer: Adam, or with decoupled weight decay.
+        weight_decay: of the kernels.
+        schedule: see ``training.learning_rate_at``.
+        gradient_clip: largest norm of the gradient; 0 for no limit.
+        ema_decay: of the moving average of the weights; 0 for none.
+        precision: of the network; "auto" is bfloat16 where the processor multiplies it in hardware.
+        compile: compile the network with torch.compile.
+        seed: of weights, samples and their order.
+        log_every: steps of a row of the history.
+        checkpoint_every: steps between checkpoints.
+        workers: processes that load data; None: some on a GPU, none on a CPU, where they would
+            compete for the cores.
+        augment_on: "device" warps and changes whole batches where the network is (``batches``),
+            "cpu" sample by sample where they are loaded; "auto" takes the GPU where there is one.
 
     Raises:
         ConfigError: values that contradict each other, naming the keys.
@@ -108,8 +150,9 @@ class TrainConfig:
         for key in ("learning_rate", "weight_decay", "gradient_clip", "seed"):
             if getattr(self, key) < 0:
                 raise ConfigError(f"{key}: must not be negative, got {getattr(self, key)}")
-        if self.enlarge <= 0:
-            raise ConfigError(f"enlarge: must be above 0, got {self.enlarge}")
+        for key in ("enlarge", "temperature"):
+            if getattr(self, key) <= 0:
+                raise ConfigError(f"{key}: must be above 0, got {getattr(self, key)}")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"ema_decay: must be in [0, 1), got {self.ema_decay}")
         if self.descriptor_weight and (self.model != "superpoint" or self.views != 2):
@@ -236,9 +279,10 @@ _MIXED = replace(
 
 #: Ready configurations. magicpoint-synthetic, magicpoint-adapted, superpoint, superpoint-further,
 #: superpoint-soft, superpoint-agreement, superpoint-turned, superpoint-mixed and superpoint-finer
-#: train the bundled weights, each starting from the one before (``init``); from superpoint-further
-#: on, on labels of a second, third (soft, agreement), fourth (turned, mixed) and fifth round of
-#: adaptation (finer) and from folded weights, without normalisation. superpoint-open sees drawn
+#: train the bundled weights, each starting from the one before (magicpoint-adapted and superpoint
+#: are to be given it as ``init``, the others expect it in runs); from superpoint-further on, on
+#: labels of a second, third (soft, agreement), fourth (turned, mixed) and fifth round of adaptation
+#: (finer) and from folded weights, without normalisation. superpoint-open sees drawn
 #: shapes and pictures of open licences only, in one training from magicpoint-synthetic on
 #: (superpoint_lib/weights/README.md). original-stage1 and -stage2 (to be given stage 1's weights)
 #: are the training steps of SuperPoint-Pytorch's README, one-stage its loss as published, both

@@ -51,9 +51,8 @@ def _processor() -> str:
 
 
 def run_facts(config: TrainConfig, fabric: Fabric) -> dict[str, Any]:
-    """What run.json says of commit, machine and versions."""
+    """What run.json says of machine and versions."""
     return {
-        "commit": commit_name(),
         "machine": machine_name(fabric.device),
         "processes": fabric.world_size,
         "precision": precision_name(config),
@@ -64,11 +63,16 @@ def run_facts(config: TrainConfig, fabric: Fabric) -> dict[str, Any]:
 
 def commit_name() -> str:
     """The checkout's commit, with "+" for uncommitted changes; "unknown" outside a checkout."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
     try:
-        done = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        )
+        # Installed inside somebody else's checkout, the library would tell of that one.
+        _git("ls-files", "--error-unmatch", Path(__file__).name)
+        return _git("describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def _git(*arguments: str) -> str:
+    here = Path(__file__).parent
+    command = ["git", *arguments]
+    done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=True)
     return done.stdout.strip()

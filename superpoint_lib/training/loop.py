@@ -160,7 +160,9 @@ def _finish(run: Run, skipped: list[tuple[Path, str]], trained: bool) -> TrainRe
     run.net.eval().requires_grad_(True)
     complete = not trained and weights_path.is_file() and facts_path.is_file()
     if run.fabric.is_global_zero and not complete:
-        facts = run_facts(run.config, run.fabric) | {
+        commits = run.commits or ["unknown"]
+        facts = {"commit": commits[-1], "earlier_commits": commits[:-1]}
+        facts |= run_facts(run.config, run.fabric) | {
             "steps": run.step,
             "seconds": round(run.seconds, 1),
         }

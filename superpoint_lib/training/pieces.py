@@ -44,11 +44,17 @@ def _load_partly(net: nn.Module, name: str) -> None:
     own, given = net.state_dict(), load_weights(name).state_dict
     fitting = {k: v for k, v in given.items() if k in own and v.shape == own[k].shape}
     free = ("descriptor.", "num_batches_tracked")
-    odd = [k for k in [*own, *given] if k not in fitting and not any(part in k for part in free)]
+    odd = [
+        key
+        for key in dict.fromkeys([*own, *given])
+        if key not in fitting
+        and ((key in own and key in given) or not any(part in key for part in free))
+    ]
     if odd:
         raise ConfigError(
             f"init: the weights of {name} do not fit this network: {odd[0]!r} and "
-            f"{len(odd) - 1} more differ; set norm, norm_order, norm_outputs and channels as there"
+            f"{len(odd) - 1} more differ; set norm, norm_order, norm_outputs, channels and "
+            "descriptor_dim as there"
         )
     net.load_state_dict(fitting, strict=False)
 

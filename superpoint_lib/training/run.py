@@ -16,6 +16,7 @@ from superpoint_lib.checkpoints import load_weights, save_weights
 from superpoint_lib.config import ConfigError, to_dict
 from superpoint_lib.paths import atomic_path, write_json
 from superpoint_lib.training.config import TrainConfig
+from superpoint_lib.training.facts import commit_name
 from superpoint_lib.training.pieces import Average, make_model, make_optimizer
 from superpoint_lib.training.steps import Losses, learning_rate_at
 
@@ -73,6 +74,8 @@ class Run:
         self.history: list[dict[str, float]] = []
         self.sums = torch.zeros(len(_PARTS), device=fabric.device)
         self.summed = 0
+        # Of the code at the start of each session: by the end of a long one it may be another.
+        self.commits = [commit_name()]
 
     @property
     def folder(self) -> Path:
@@ -98,12 +101,16 @@ class Run:
             self.write_weights(files["ema"], self.average.state)
         rest = {
             "optimizer": self.optimizer.state_dict(),
-            "sums": self.sums.cpu(),
+            "sums": dict(zip(_PARTS, self.sums.tolist(), strict=True)),
             "summed": self.summed,
         }
         with atomic_path(files["optimizer"]) as path:
             torch.save(rest, path)
-        record = {"step": self.step, "seconds": round(self.seconds, 3)}
+        record = {
+            "step": self.step,
+            "seconds": round(self.seconds, 3),
+            "commits": self.commits,
+        }
         write_json(self.run_dir / "checkpoint.json", record)
         for path in self.folder.iterdir():
             if path not in files.values():
@@ -121,6 +128,9 @@ class Run:
             return
         values = json.loads(record.read_text())
         self.step, self.seconds = values["step"], values["seconds"]
+        earlier = values.get("commits", [])
+        finished = self.step == self.config.steps  # and only looked at now
+        self.commits = earlier if finished else list(dict.fromkeys(earlier + self.commits))
         files = self.files(self.step)
         self.net.load_state_dict(load_weights(files["model"]).state_dict)
         if self.average:
@@ -128,8 +138,11 @@ class Run:
                 self.average.state[name].copy_(value)
         rest = torch.load(files["optimizer"], map_location=self.fabric.device, weights_only=True)
         self.optimizer.load_state_dict(rest["optimizer"])
-        self.sums.copy_(rest["sums"])
-        self.summed = rest["summed"]
+        # Of a checkpoint that does not name its sums, the row that was begun starts again.
+        if isinstance(rest["sums"], dict):
+            sums = [rest["sums"].get(name, 0.0) for name in _PARTS]
+            self.sums.copy_(torch.tensor(sums))
+            self.summed = rest["summed"]
         self.history = [
             row for row in read_history(self.run_dir / "history.csv") if row["step"] <= self.step
         ]
@@ -150,7 +163,7 @@ class Run:
         raise NonFiniteLossError(
             f"the loss or its gradient is not finite in the {self.summed} steps up to {self.step} "
             f"(means {means}): lower learning_rate, set gradient_clip (for example 1.0) or "
-            "precision 'float32'."
+            "precision 'float32', in another folder or with resume=False (--no-resume)."
             + (f" The last good checkpoint is kept in {self.folder}" if kept else "")
         )
 
@@ -178,8 +191,9 @@ def steps_done(run_dir: Path, config: TrainConfig) -> int | None:
     Raises:
         ConfigError: the folder belongs to a run with another configuration (keys are named).
     """
-    path = run_dir / "config.json"
-    if path.is_file():
+    path, record = run_dir / "config.json", run_dir / "checkpoint.json"
+    # Where nothing was learnt there is nothing to protect.
+    if path.is_file() and (record.is_file() or (run_dir / "weights.safetensors").is_file()):
         # A field that is younger than the run had its default then.
         before, now = to_dict(TrainConfig()) | json.loads(path.read_text()), to_dict(config)
         changed = [
@@ -193,7 +207,6 @@ def steps_done(run_dir: Path, config: TrainConfig) -> int | None:
                 f"{run_dir} holds a run with another configuration: {listed}. Use another folder, "
                 "or resume=False (--no-resume) to drop it and start again"
             )
-    record = run_dir / "checkpoint.json"
     return json.loads(record.read_text())["step"] if record.is_file() else None
 
 
@@ -210,16 +223,19 @@ def read_history(path: str | Path) -> list[dict[str, float]]:
     """Rows of a run's history.csv; empty where there is none yet.
 
     "loss", its parts and "gradient_norm" are means since the row before, "step" is
-    the number of steps done, "seconds" counts training only, over all sessions.
+    the number of steps done, "seconds" counts training only, over all sessions. A part that the run
+    did not record is NaN; a last row that was not written to its end is left out.
     """
     path = Path(path)
     if not path.is_file():
         return []
     with path.open(newline="") as file:
-        return [
-            {key: int(value) if key == "step" else float(value) for key, value in row.items()}
-            for row in csv.DictReader(file)
-        ]
+        rows = [row for row in csv.DictReader(file) if row[_COLUMNS[-1]]]
+    return [
+        {"step": int(row["step"])}
+        | {key: float(row.get(key) or "nan") for key in _COLUMNS if key != "step"}
+        for row in rows
+    ]
 
 
 def write_history(path: Path, rows: list[dict[str, float]]) -> None:
