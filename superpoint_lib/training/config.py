@@ -292,7 +292,7 @@ RECIPES: dict[str, TrainConfig] = {
     "magicpoint-synthetic-further": TrainConfig(
         norm="none",
         init="runs/magicpoint-synthetic-first.safetensors",
-        steps=1600,
+        steps=1300,
         learning_rate=1e-3,
         gradient_clip=5.0,
         ema_decay=0.998,
