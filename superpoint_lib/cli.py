@@ -296,10 +296,19 @@ def _train(arguments: Sequence[str]) -> int:
     name = start.recipe or start.stage or "custom"
     run_dir = options.run.run_dir or runs_dir() / "train" / name
     result = train(options.config, run_dir, resume=options.run.resume)
-    for skipped in result.skipped:
-        print(f"left out: {skipped}", file=sys.stderr)
+    print(_left_out(result.skipped), end="", file=sys.stderr)
     print(f"weights: {result.weights_path}")
     return 0
+
+
+def _left_out(skipped: Sequence[tuple[Path, str]], shown: int = 10) -> str:
+    """Lines of pictures left out and why, a few of many; those merely unlabelled come last."""
+    ranked = sorted(skipped, key=lambda item: item[1].startswith("no label file"))
+    lines = [f"left out: {path}: {reason}\n" for path, reason in ranked[:shown]]
+    if len(ranked) > shown:
+        path, reason = ranked[-1]
+        lines.append(f"left out: {len(ranked) - shown} more, the last {path}: {reason}\n")
+    return "".join(lines)
 
 
 def _train_start(arguments: Sequence[str]) -> TrainStart:

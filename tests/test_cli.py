@@ -195,6 +195,14 @@ def test_extract_lists_what_it_cannot_read_and_goes_on(project, weights, capsys,
     assert [path.name for path in (project / "found").iterdir()] == ["a.npz"]
 
 
+def test_of_many_pictures_left_out_the_unreadable_come_first():
+    unlabelled = [(Path(f"{i}.png"), "no label file") for i in range(30)]
+    told = cli._left_out([*unlabelled, (Path("torn.png"), "cannot be decoded")])
+    assert told.startswith("left out: torn.png: cannot be decoded\nleft out: 0.png")
+    assert told.endswith("left out: 21 more, the last 29.png: no label file\n")
+    assert cli._left_out([]) == "" and cli._left_out(unlabelled[:2]).count("\n") == 2
+
+
 def test_a_weight_file_may_have_an_at_in_its_name(project, weights):
     path = project / "me@lab.safetensors"
     path.write_bytes(Path(weights["SuperPoint"]).read_bytes())
