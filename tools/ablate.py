@@ -36,6 +36,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "any angle": {"homography": "any-angle"},
     "any scale": {"homography": "any-scale"},
     "strong changes of gray levels": {"photometric": "strong"},
+    "enlarged photographs": {"enlarge": 1.5},
 }
 SHOWN = ("repeatability", "localization_error", "homography@1", "homography@3", "correct_matches@3")
 
