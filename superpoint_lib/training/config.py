@@ -282,7 +282,8 @@ _MIXED = replace(
 #: train the bundled weights, each starting from the one before (magicpoint-adapted and superpoint
 #: are to be given it as ``init``, the others expect it in runs); from superpoint-further on, on
 #: labels of a second, third (soft, agreement), fourth (turned, mixed) and fifth round of adaptation
-#: (finer) and from folded weights, without normalisation. superpoint-open sees drawn
+#: (finer) and from folded weights, without normalisation. magicpoint-synthetic-further goes on from
+#: magicpoint-synthetic, likewise. superpoint-open sees drawn
 #: shapes and pictures of open licences only, in one training from magicpoint-synthetic on
 #: (superpoint_lib/weights/README.md). original-stage1 and -stage2 (to be given stage 1's weights)
 #: are the training steps of SuperPoint-Pytorch's README, one-stage its loss as published, both
@@ -317,7 +318,7 @@ RECIPES: dict[str, TrainConfig] = {
     ),
     "superpoint-open": replace(
         _SOFT,
-        init="magicpoint-synthetic",
+        init="runs/magicpoint-synthetic-first.safetensors",
         images=("data/open", "bundled"),
         labels=("runs/labels-open/open", "runs/labels-open/training"),
         steps=2200,
