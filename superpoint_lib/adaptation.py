@@ -453,7 +453,7 @@ def _settings(config: AdaptConfig, model: nn.Module) -> dict[str, object]:
 
 def _plain_settings(config: AdaptConfig) -> dict[str, object]:
     values = to_dict(config)
-    return {name: values[name] for name in _LABEL_SETTINGS} | {"sizes": list(config.sizes)}
+    return {name: values[name] for name in _LABEL_SETTINGS}
 
 
 def _already_there(job: _Job, settings: dict[str, object]) -> bool:

@@ -151,7 +151,7 @@ def weights() -> str:
                 f"{facts['seconds'] / 60:.0f} min, {facts['machine']}".replace(
                     " 1 threads", " 1 thread"
                 ),
-                f"`{_short(facts['commit'])}`",
+                _short(facts["commit"]),
                 str(facts["learnt_from"]),
             ]
         )

@@ -45,9 +45,10 @@ class TrainConfig:
         enlarge: photographs are cropped and made smaller, or enlarged up to so many times, by
             chance.
         detector_weight: of the detector loss.
-        position_weight: of the loss of the refined positions (``losses.position_loss``).
+        position_weight: of the loss of the refined positions (``losses.position_loss``); 0 leaves
+            it out.
         agreement_weight: of the loss of their agreement between both views
-            (``losses.agreement_loss``).
+            (``losses.agreement_loss``); 0 leaves it out.
         label_threshold: least score of a photograph's label.
         soft_targets: ask the detector for the probabilities of the labels
             (``losses.keypoints_to_targets``) instead of for every keypoint with certainty.
@@ -283,11 +284,10 @@ _MIXED = replace(
 #: are to be given it as ``init``, the others expect it in runs); from superpoint-further on, on
 #: labels of a second, third (soft, agreement), fourth (turned, mixed) and fifth round of adaptation
 #: (finer) and from folded weights, without normalisation. magicpoint-synthetic-further goes on from
-#: magicpoint-synthetic, likewise. superpoint-open sees drawn
-#: shapes and pictures of open licences only, in one training from magicpoint-synthetic on
-#: (superpoint_lib/weights/README.md). original-stage1 and -stage2 (to be given stage 1's weights)
-#: are the training steps of SuperPoint-Pytorch's README, one-stage its loss as published, both
-#: heads from scratch.
+#: magicpoint-synthetic, likewise. superpoint-open sees drawn shapes and pictures of open licences
+#: only, in one training from magicpoint-synthetic on (superpoint_lib/weights/README.md).
+#: original-stage1 and -stage2 (to be given stage 1's weights) are the training steps of
+#: SuperPoint-Pytorch's README, one-stage its loss as published, both heads from scratch.
 RECIPES: dict[str, TrainConfig] = {
     "magicpoint-synthetic": TrainConfig(steps=1500, freeze_norm_after=0.85, gradient_clip=5.0),
     "magicpoint-synthetic-further": TrainConfig(
