@@ -310,7 +310,7 @@ RECIPES: dict[str, TrainConfig] = {
     "superpoint-mixed": _MIXED,
     "superpoint-finer": replace(
         _MIXED,
-        init="runs/superpoint-mixed.safetensors",
+        init="superpoint",
         labels=("runs/labels5",),
         agreement_weight=3.0,
         enlarge=1.5,
