@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from superpoint_lib.augmentation import SHADE_DETAIL, PhotometricConfig
-from superpoint_lib.datasets import PhotoDataset, Sample, ShapesDataset
+from superpoint_lib.datasets import Sample, Samples
 from superpoint_lib.geometry import (
     on_pixels,
     sample_homographies,
@@ -34,20 +34,22 @@ class RawSamples(Dataset[Sample]):
     """The samples of a dataset before they are warped and changed.
 
     ``RawSamples(dataset)[i]`` is ``{"image" (H, W) uint8 or float32, "keypoints" (N, 2) float32,
-    "H_0to1" (3, 3) float64}``, with "probabilities" (N,) where the dataset has targets.
+    "H_0to1" (3, 3) float64}``, with "probabilities" (N,) where the dataset has targets, and
+    "described" () where it mixes photographs and shapes.
     """
 
-    def __init__(self, dataset: ShapesDataset | PhotoDataset) -> None:
+    def __init__(self, dataset: Samples) -> None:
         self.dataset = dataset
 
     def __getitem__(self, index: int) -> Sample:
-        image, keypoints, probabilities, homography, rng = self.dataset.labelled(index)
+        image, keypoints, probabilities, homography, rng, described = self.dataset.labelled(index)
         height, width = image.shape
         H = sample_homographies(1, height, width, homography, rng)[0]
         sample = {"image": image, "keypoints": keypoints, "H_0to1": H}
         if probabilities is not None:
             sample["probabilities"] = probabilities
-        return {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in sample.items()}
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in sample.items()}
+        return tensors if described is None else tensors | {"described": torch.tensor(described)}
 
 
 def collate_raw(samples: Sequence[Sample]) -> Sample:
@@ -126,9 +128,10 @@ def make_batch(
             sample["targets"] = target_cells(points, probabilities, height, width)
         return {name + suffix: value for name, value in sample.items()}
 
+    batch = {"described": raw["described"]} if "described" in raw else {}
     if views == 1:
-        return view("", warped, valid, inside, moved)
-    batch = view("0", image, torch.ones_like(valid), keypoints, keypoints)
+        return batch | view("", warped, valid, inside, moved)
+    batch |= view("0", image, torch.ones_like(valid), keypoints, keypoints)
     return batch | view("1", warped, valid, inside, moved) | {"H_0to1": H.float()}
 
 

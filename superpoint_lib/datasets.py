@@ -2,7 +2,8 @@
 
 A sample with one view is ``{"image" (1, H, W), "labels" (H/8, W/8), "offsets" (2, H/8, W/8),
 "valid" (H/8, W/8)}``, and ``"targets"`` (65, H/8, W/8) where keypoints have probabilities; with two
-views it has ``image0``, ``image1`` and so on, and ``H_0to1`` (3, 3). Every dataset is map-style and
+views it has ``image0``, ``image1`` and so on, and ``H_0to1`` (3, 3). Where photographs and drawn
+shapes are mixed, ``"described"`` () is true for photographs. Every dataset is map-style and
 unbounded: ``dataset[i]`` depends on the seed and ``i`` alone, for any ``i >= 0``, so a run that
 resumes at step t needs to know nothing but t.
 """
@@ -44,6 +45,7 @@ from superpoint_lib.losses import (
     keypoints_to_labels,
     keypoints_to_targets,
     label_offsets,
+    sharpen_probabilities,
 )
 from superpoint_lib.paths import atomic_path, data_dir, list_images, read_gray, runs_dir
 from superpoint_lib.shapes import ShapesConfig, draw_sample
@@ -156,13 +158,15 @@ def make_views(
 
 class Labelled(NamedTuple):
     """A picture (H, W), float32 in [0, 1] or uint8, its keypoints (N, 2), their probabilities (N,)
-    or None, how it is to be warped, and the generator that its augmentation draws from."""
+    or None, how it is to be warped, the generator that its augmentation draws from, and, where
+    samples differ in it, whether descriptors are to be learnt from it."""
 
     image: NDArray[Any]
     keypoints: NDArray[np.float32]
     probabilities: NDArray[np.float32] | None
     homography: HomographyConfig
     rng: np.random.Generator
+    described: bool | None = None
 
 
 Homographies = HomographyConfig | Sequence[HomographyConfig]
@@ -229,10 +233,7 @@ class ShapesDataset(Dataset[Sample]):
         return Labelled(image, keypoints, None, _in_turn(self.homography, index), rng)
 
     def __getitem__(self, index: int) -> Sample:
-        image, keypoints, _, homography, rng = self.labelled(index)
-        return make_views(
-            image, keypoints, self.views, self.photometric, homography, rng, self.border
-        )
+        return _views_of(self.labelled(index), self)
 
 
 # --- label files ---------------------------------------------------------------------------------
@@ -447,6 +448,7 @@ class PhotoDataset(Dataset[Sample]):
         threshold: least score of a label; those below it do not count.
         targets: give samples ``targets`` too, from the probabilities of the labels.
         enlarge: largest scale of a random crop, see ``crop_and_resize``.
+        sharpen: exponent of the probabilities, see ``losses.sharpen_probabilities``.
 
     Attributes:
         pictures: paths of the pictures in use.
@@ -479,6 +481,7 @@ class PhotoDataset(Dataset[Sample]):
         threshold: float = 0.0,
         targets: bool = False,
         enlarge: float = 1.0,
+        sharpen: float = 1.0,
     ) -> None:
         _check_view_arguments(height, width, views)
         self.height = height
@@ -488,6 +491,7 @@ class PhotoDataset(Dataset[Sample]):
         self.seed = seed
         self.views = views
         self.enlarge = enlarge
+        self.sharpen = sharpen
         self.crop: Literal["random", "centre"] = crop
         self.border = border
         self.threshold = threshold
@@ -555,11 +559,11 @@ class PhotoDataset(Dataset[Sample]):
             self._unreadable.add(picture)
             return None
         kept = labels.keypoint_scores >= self.threshold
-        probabilities = labels.probabilities if self.targets else None
+        probabilities = None
+        if self.targets and labels.probabilities is not None:
+            probabilities = sharpen_probabilities(labels.probabilities[kept], self.sharpen)
         return _Picture(
-            (image * 255).round().astype(np.uint8),
-            labels.keypoints[kept],
-            None if probabilities is None else probabilities[kept],
+            (image * 255).round().astype(np.uint8), labels.keypoints[kept], probabilities
         )
 
     def _picture(self, index: int) -> _Picture:
@@ -595,17 +599,80 @@ class PhotoDataset(Dataset[Sample]):
         return Labelled(cropped, keypoints, probabilities, homography, rng)
 
     def __getitem__(self, index: int) -> Sample:
-        image, keypoints, probabilities, homography, rng = self.labelled(index)
-        return make_views(
-            image.astype(np.float32) / np.float32(255),
-            keypoints,
-            self.views,
-            self.photometric,
-            homography,
-            rng,
-            self.border,
-            probabilities,
+        return _views_of(self.labelled(index), self)
+
+
+class MixedDataset(Dataset[Sample]):
+    """Photographs with pseudo-labels, and drawn shapes among them.
+
+    What a network learns from photographs alone, it forgets of drawn corners. Every ``every``-th
+    sample is drawn here, its keypoints certain, changed in gray levels as the photographs are; the
+    others are those of ``photos``. The samples have one more entry, ``"described"`` (), bool: false
+    for drawn ones, whose flat parts no descriptor can tell apart.
+
+    Args:
+        photos: the photographs; their gray-level changes, views and borders count for all.
+        shapes: of the same size.
+        every: at least 1.
+
+    Attributes:
+        skipped: see ``PhotoDataset``.
+
+    Raises:
+        ValueError: for shapes of another size, and ``every`` below 1.
+    """
+
+    def __init__(self, photos: PhotoDataset, shapes: ShapesDataset, every: int) -> None:
+        sizes = (photos.height, photos.width), (shapes.shapes.height, shapes.shapes.width)
+        if sizes[0] != sizes[1]:
+            raise ValueError(f"photographs of {sizes[0]} and shapes of {sizes[1]} do not mix")
+        if every < 1:
+            raise ValueError(f"every must be at least 1, got {every}")
+        self.photos = photos
+        self.shapes = shapes
+        self.every = every
+        self.photometric = photos.photometric
+        self.views = photos.views
+        self.border = photos.border
+        self.skipped = photos.skipped
+
+    def labelled(self, index: int) -> Labelled:
+        """Sample ``index`` before it is augmented; drawn pictures are uint8 like photographs."""
+        _check_index(index)
+        if index % self.every:
+            return self.photos.labelled(index)._replace(described=True)
+        drawn = self.shapes.labelled(index // self.every)
+        certain = np.ones(len(drawn.keypoints), np.float32) if self.photos.targets else None
+        return drawn._replace(
+            image=(drawn.image * 255).round().astype(np.uint8),
+            probabilities=certain,
+            described=False,
         )
+
+    def __getitem__(self, index: int) -> Sample:
+        return _views_of(self.labelled(index), self)
+
+
+Samples = ShapesDataset | PhotoDataset | MixedDataset
+
+
+def _views_of(labelled: Labelled, dataset: Samples) -> Sample:
+    image = labelled.image
+    if image.dtype == np.uint8:
+        image = image.astype(np.float32) / np.float32(255)
+    sample = make_views(
+        image,
+        labelled.keypoints,
+        dataset.views,
+        dataset.photometric,
+        labelled.homography,
+        labelled.rng,
+        dataset.border,
+        labelled.probabilities,
+    )
+    if labelled.described is not None:
+        sample["described"] = torch.tensor(labelled.described)
+    return sample
 
 
 def _paired_folders(

@@ -149,6 +149,32 @@ def keypoints_to_targets(
     return np.concatenate([cells, 1 - cells.sum(0, keepdims=True)]).astype(np.float32)
 
 
+def sharpen_probabilities(probabilities: np.ndarray, exponent: float) -> np.ndarray:
+    """Move probabilities away from one half: p^g / (p^g + (1 - p)^g), the log-odds times g.
+
+    Rounds of adaptation blur: a network that learns how likely its teacher is to see a keypoint is
+    less certain than the teacher was. What is seen by few looks then keeps a small response for
+    ever, hardly ever found again; with g > 1 it fades, and what is seen by most becomes certain.
+
+    Args:
+        probabilities: of any shape, in [0, 1].
+        exponent: g > 0; 1 changes nothing.
+
+    Returns:
+        The same shape and type, in [0, 1]; 0, 1/2 and 1 stay, and so does the order.
+
+    Raises:
+        ValueError: an exponent that is not positive.
+
+    Source: the sharpening of Berthelot et al., MixMatch (2019), equation 7, for two classes and
+    g = 1 / T. Derived in notebook 04.
+    """
+    if exponent <= 0:
+        raise ValueError(f"exponent is {exponent}, must be above 0")
+    p, q = probabilities**exponent, (1 - probabilities) ** exponent
+    return np.asarray(p / (p + q), probabilities.dtype)
+
+
 def cell_validity(valid: ArrayOrTensor) -> ArrayOrTensor:
     """Cells all of whose 64 pixels are valid.
 

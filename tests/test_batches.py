@@ -113,6 +113,14 @@ def test_batches_are_the_samples_of_the_loader(homography):
     assert (batch["image1"] - expected["image1"]).abs()[inside].mean() < 2e-3
 
 
+def test_a_batch_remembers_which_pairs_are_described():
+    dataset, raw = raw_shapes(2, "coco", 2)
+    raw["described"] = torch.tensor([True, False])
+    for views in (1, 2):
+        batch = make_batch(raw, views, NONE, draws(), dataset.border)
+        assert batch["described"].tolist() == [True, False]
+
+
 def test_one_view_is_the_warped_one():
     dataset, raw = raw_shapes(1, "coco")
     batch = make_batch(raw, 1, NONE, draws(), dataset.border)

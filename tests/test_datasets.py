@@ -11,6 +11,7 @@ from superpoint_lib import datasets
 from superpoint_lib.augmentation import PHOTOMETRIC_PRESETS
 from superpoint_lib.datasets import (
     BUNDLED_PHOTOS,
+    MixedDataset,
     PhotoDataset,
     ShapesDataset,
     bundled_photos,
@@ -309,6 +310,52 @@ def test_targets_follow_probabilities_scores_and_the_warp(tmp_path):
                 assert column + (near.sum(0) @ offset) / near.sum() == pytest.approx(x, abs=1e-3)
                 assert row + (near.sum(1) @ offset) / near.sum() == pytest.approx(y, abs=1e-3)
     assert "targets0" not in PhotoDataset(*folders, 48, 64)[0]
+    sharper = PhotoDataset(*folders, 48, 64, seed=1, targets=True, threshold=0.015, sharpen=2.0)[0]
+    assert float(1 - sharper["targets0"][64].min()) == pytest.approx(0.81 / 0.82, abs=1e-5)
+    sum_of_both = 0.81 / 0.82 + 0.16 / 0.52
+    assert float((1 - sharper["targets0"][64]).sum()) == pytest.approx(sum_of_both, abs=1e-4)
+
+
+def test_drawn_shapes_among_photographs(tmp_path):
+    write_picture(tmp_path / "images/a.png", gray(100))
+    save_labels(
+        tmp_path / "labels/a.npz", np.array([[20, 20]]), np.ones(1), (48, 64), {}, np.array([0.25])
+    )
+    photos = PhotoDataset([tmp_path / "images"], [tmp_path / "labels"], 48, 64, targets=True)
+    config = ShapesConfig(
+        canvas_height=96,
+        canvas_width=128,
+        height=48,
+        width=64,
+        primitives=("checkerboard",),
+        primitive_weights=(1.0,),
+    )
+    dataset = MixedDataset(photos, ShapesDataset(config, views=2), every=3)
+    described = [bool(dataset[i]["described"]) for i in range(7)]
+    assert described == [False, True, True, False, True, True, False]
+    for i in (1, 4):
+        photo = dataset[i]
+        del photo["described"]
+        assert_same(photo, photos[i])
+    for i in (0, 3):
+        drawn = dataset[i]
+        assert drawn.keys() == {*photos[1], "described"}
+        found = drawn["labels0"] < 64
+        # A cell with one keypoint is certain of it; drawn corners lie between pixels.
+        assert found.any() and float(1 - drawn["targets0"][64].min()) == pytest.approx(1, abs=1e-5)
+    first, second = (dataset.labelled(i).image for i in (0, 3))
+    assert first.dtype == np.uint8 and (first != second).any()
+    plain = PhotoDataset([tmp_path / "images"], [tmp_path / "labels"], 48, 64)
+    assert "targets0" not in MixedDataset(plain, ShapesDataset(config, views=2), 1)[0]
+
+
+def test_what_does_not_mix_is_refused(folders):
+    photos = PhotoDataset([folders[0]], [folders[1]], 48, 64)
+    with pytest.raises(ValueError, match="do not mix"):
+        MixedDataset(photos, ShapesDataset(), every=2)
+    small = ShapesConfig(canvas_height=96, canvas_width=128, height=48, width=64)
+    with pytest.raises(ValueError, match="every must be at least 1"):
+        MixedDataset(photos, ShapesDataset(small), every=0)
 
 
 def test_targets_need_labels_with_probabilities(folders):

@@ -31,6 +31,7 @@ from superpoint_lib.losses import (
     label_offsets,
     position_loss,
     positive_pairs,
+    sharpen_probabilities,
 )
 
 
@@ -232,6 +233,19 @@ def test_targets_without_keypoints_are_dustbins_and_wrong_shapes_refused():
         keypoints_to_targets(np.zeros((3, 2)), np.ones(2), 16, 8)
     with pytest.raises(ValueError, match="multiple of 8"):
         keypoints_to_targets(np.zeros((1, 2)), np.ones(1), 20, 8)
+
+
+def test_sharpening_by_hand():
+    p = np.array([0.0, 0.2, 0.5, 0.9, 1.0], np.float32)
+    sharper = sharpen_probabilities(p, 2.0)
+    assert sharper.dtype == np.float32
+    np.testing.assert_allclose(sharper, [0, 0.04 / 0.68, 0.5, 0.81 / 0.82, 1], atol=1e-7)
+    np.testing.assert_array_equal(sharpen_probabilities(p, 1.0), p)
+    # The log-odds are multiplied.
+    logit = np.log(sharper[1:4] / (1 - sharper[1:4]))
+    np.testing.assert_allclose(logit, 2 * np.log(p[1:4] / (1 - p[1:4])), rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="exponent is 0"):
+        sharpen_probabilities(p, 0)
 
 
 def test_position_loss_by_hand():

@@ -142,6 +142,9 @@ def test_recipes_can_be_built_from_plain_values():
         ({"detector_weight": 0.0}, "detector_weight"),
         ({"data": "photos"}, "labels"),
         ({"soft_targets": True}, "soft_targets"),
+        ({"sharpen": 2.0}, "sharpen: only the probabilities"),
+        ({"sharpen": 0.0}, "sharpen: must be above 0"),
+        ({"drawn_every": 9}, "drawn_every"),
         ({"gradient_clip": -1.0}, "gradient_clip"),
         ({"seed": -1}, "seed"),
         ({"ema_decay": 1.5}, "ema_decay"),
@@ -261,6 +264,18 @@ def test_soft_targets_ask_for_the_probabilities_of_the_labels():
         for i in "01"
     )
     torch.testing.assert_close(pair_step(net, batch, config)["detector"], expected)
+
+
+def test_descriptors_are_learnt_from_the_pairs_that_are_described():
+    net, batch = make_model(TINY_PAIRS).eval(), batch_of(TINY_PAIRS)
+    everything = pair_step(net, batch, TINY_PAIRS)
+    both = pair_step(net, batch | {"described": torch.tensor([True, True])}, TINY_PAIRS)
+    torch.testing.assert_close(both, everything)
+    second = pair_step(net, batch | {"described": torch.tensor([False, True])}, TINY_PAIRS)
+    torch.testing.assert_close(second["detector"], everything["detector"])
+    alone = pair_step(net, {name: value[1:] for name, value in batch.items()}, TINY_PAIRS)
+    torch.testing.assert_close(second["descriptor"], alone["descriptor"] / 2)
+    assert alone["descriptor"] > 0
 
 
 def test_two_passes_give_each_view_its_own_statistics():

@@ -44,6 +44,8 @@ class TrainConfig:
         views: 1, or 2: a picture and its warp.
         enlarge: photographs are cropped and made smaller, or enlarged up to so many times, by
             chance.
+        drawn_every: so many photographs, one of which is replaced by drawn shapes (by which no
+            descriptor is learnt); 0 for none.
         detector_weight: of the detector loss.
         position_weight: of the loss of the refined positions (``losses.position_loss``); 0 leaves
             it out.
@@ -52,6 +54,8 @@ class TrainConfig:
         label_threshold: least score of a photograph's label.
         soft_targets: ask the detector for the probabilities of the labels
             (``losses.keypoints_to_targets``) instead of for every keypoint with certainty.
+        sharpen: exponent of those probabilities, above 1 to make the likely ones more certain and
+            the others less (``losses.sharpen_probabilities``).
         descriptor_weight: lambda of the published loss; 0 trains the detector alone.
         descriptor_loss: the published hinge, InfoNCE, or a hinge on a sample of cells.
         hinge: preset of margins and weights: default, paper, rpautrat, eric, zeng or zeng-stage1
@@ -105,12 +109,14 @@ class TrainConfig:
     homography: str = "synthetic"
     views: int = 1
     enlarge: float = 1.0
+    drawn_every: int = 0
 
     detector_weight: float = 1.0
     position_weight: float = 0.0
     agreement_weight: float = 0.0
     label_threshold: float = 0.0
     soft_targets: bool = False
+    sharpen: float = 1.0
     descriptor_weight: float = 0.0
     descriptor_loss: Literal["hinge", "infonce", "sparse"] = "infonce"
     hinge: str = "default"
@@ -148,10 +154,10 @@ class TrainConfig:
         for key in ("steps", "batch_size", "log_every", "checkpoint_every"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"{key}: must be at least 1, got {getattr(self, key)}")
-        for key in ("learning_rate", "weight_decay", "gradient_clip", "seed"):
+        for key in ("drawn_every", "learning_rate", "weight_decay", "gradient_clip", "seed"):
             if getattr(self, key) < 0:
                 raise ConfigError(f"{key}: must not be negative, got {getattr(self, key)}")
-        for key in ("enlarge", "temperature"):
+        for key in ("enlarge", "sharpen", "temperature"):
             if getattr(self, key) <= 0:
                 raise ConfigError(f"{key}: must be above 0, got {getattr(self, key)}")
         if not 0 <= self.ema_decay < 1:
@@ -170,6 +176,10 @@ class TrainConfig:
                 "soft_targets: drawn shapes are certain; probabilities come with the labels of "
                 f"photos, got data {self.data!r}"
             )
+        if self.sharpen != 1 and not self.soft_targets:
+            raise ConfigError("sharpen: only the probabilities of soft_targets can be sharpened")
+        if self.drawn_every and self.data != "photos":
+            raise ConfigError("drawn_every: every sample of data 'shapes' is drawn")
         if self.data == "photos" and not self.labels:
             raise ConfigError(
                 "labels: training on photos needs a folder of pseudo-labels for each folder of "
@@ -314,6 +324,16 @@ RECIPES: dict[str, TrainConfig] = {
         labels=("runs/labels5",),
         agreement_weight=3.0,
         enlarge=1.5,
+        steps=7000,
+        learning_rate=8e-4,
+    ),
+    "superpoint-sharper": replace(
+        _MIXED,
+        init="superpoint",
+        labels=("runs/labels6",),
+        enlarge=1.5,
+        drawn_every=9,
+        sharpen=2.0,
         steps=7000,
         learning_rate=8e-4,
     ),

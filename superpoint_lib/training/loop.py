@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from superpoint_lib.batches import Draws, RawSamples, collate_raw, make_batch
-from superpoint_lib.datasets import PhotoDataset, ShapesDataset
+from superpoint_lib.datasets import Samples
 from superpoint_lib.memory import keep_freed_memory
 from superpoint_lib.paths import write_json
 from superpoint_lib.training.config import TrainConfig
@@ -93,7 +93,7 @@ def train(
     return _finish(run, list(getattr(dataset, "skipped", [])), trained=dataset is not None)
 
 
-def _train_steps(run: Run, dataset: ShapesDataset | PhotoDataset, progress: bool) -> None:
+def _train_steps(run: Run, dataset: Samples, progress: bool) -> None:
     config, fabric = run.config, run.fabric
     module = cast(nn.Module, torch.compile(run.net)) if config.compile else run.net
     model, optimizer = fabric.setup(module, run.optimizer)
@@ -173,9 +173,7 @@ def _finish(run: Run, skipped: list[tuple[Path, str]], trained: bool) -> TrainRe
     return TrainResult(run.net, run.history, weights_path, skipped)
 
 
-def _batches(
-    dataset: ShapesDataset | PhotoDataset, config: TrainConfig, fabric: Fabric, start: int
-) -> Iterator[Batch]:
+def _batches(dataset: Samples, config: TrainConfig, fabric: Fabric, start: int) -> Iterator[Batch]:
     """Batches of steps start .. steps - 1 on the device; each process takes its share."""
     on_gpu = fabric.device.type == "cuda"
     share = config.batch_size // fabric.world_size

@@ -14,7 +14,13 @@ from torch import nn
 from superpoint_lib.augmentation import PHOTOMETRIC_PRESETS
 from superpoint_lib.checkpoints import load_weights
 from superpoint_lib.config import ConfigError
-from superpoint_lib.datasets import PhotoDataset, ShapesDataset, resolve_images
+from superpoint_lib.datasets import (
+    MixedDataset,
+    PhotoDataset,
+    Samples,
+    ShapesDataset,
+    resolve_images,
+)
 from superpoint_lib.model import MagicPoint, SuperPoint
 from superpoint_lib.shapes import ShapesConfig
 from superpoint_lib.training.config import TrainConfig
@@ -59,19 +65,20 @@ def _load_partly(net: nn.Module, name: str) -> None:
     net.load_state_dict(fitting, strict=False)
 
 
-def make_dataset(config: TrainConfig) -> ShapesDataset | PhotoDataset:
+def make_dataset(config: TrainConfig) -> Samples:
     """The samples of a run, see the ``datasets`` module."""
     photometric = PHOTOMETRIC_PRESETS[config.photometric]
     homography = config.homographies
+    shapes = ShapesConfig(
+        canvas_height=2 * config.height,
+        canvas_width=2 * config.width,
+        height=config.height,
+        width=config.width,
+    )
+    drawn = ShapesDataset(shapes, photometric, homography, config.seed, config.views)
     if config.data == "shapes":
-        shapes = ShapesConfig(
-            canvas_height=2 * config.height,
-            canvas_width=2 * config.width,
-            height=config.height,
-            width=config.width,
-        )
-        return ShapesDataset(shapes, photometric, homography, config.seed, config.views)
-    return PhotoDataset(
+        return drawn
+    photos = PhotoDataset(
         [resolve_images(source, "training") for source in config.images],
         list(config.labels),
         config.height,
@@ -83,7 +90,9 @@ def make_dataset(config: TrainConfig) -> ShapesDataset | PhotoDataset:
         threshold=config.label_threshold,
         targets=config.soft_targets,
         enlarge=config.enlarge,
+        sharpen=config.sharpen,
     )
+    return MixedDataset(photos, drawn, config.drawn_every) if config.drawn_every else photos
 
 
 def make_fabric(config: TrainConfig) -> Fabric:

@@ -49,7 +49,8 @@ def pair_step(model: nn.Module, batch: Batch, config: TrainConfig, step: int = 0
 
     Args:
         model: gives {"logits", "descriptors"} for images (2 B, 1, H, W).
-        batch: "image0", "labels0", "offsets0", "valid0", the same with 1, and "H_0to1" (B, 3, 3).
+        batch: "image0", "labels0", "offsets0", "valid0", the same with 1, and "H_0to1" (B, 3, 3);
+            where it has "described" (B,), descriptors are learnt from the pairs where that is true.
         config: weights and kind of the losses.
         step: seeds the sample of the sparse loss.
 
@@ -75,7 +76,10 @@ def pair_step(model: nn.Module, batch: Batch, config: TrainConfig, step: int = 0
     if not config.descriptor_weight:
         return losses
     descriptors0, descriptors1 = maps0["descriptors"], maps1["descriptors"]
-    pair = (descriptors0, descriptors1, batch["H_0to1"], batch["valid0"], batch["valid1"])
+    valid0, valid1 = batch["valid0"], batch["valid1"]
+    if "described" in batch:
+        valid0 = valid0 & batch["described"][:, None, None]
+    pair = (descriptors0, descriptors1, batch["H_0to1"], valid0, valid1)
     match config.descriptor_loss:
         case "hinge":
             descriptor = descriptor_hinge_loss(*pair, config=HINGE_PRESETS[config.hinge])
