@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from superpoint_lib import datasets
 from superpoint_lib.augmentation import PHOTOMETRIC_PRESETS
+from superpoint_lib.batches import RawSamples
 from superpoint_lib.datasets import (
     BUNDLED_PHOTOS,
     MixedDataset,
@@ -343,6 +344,9 @@ def test_drawn_shapes_among_photographs(tmp_path):
         found = drawn["labels0"] < 64
         # A cell with one keypoint is certain of it; drawn corners lie between pixels.
         assert found.any() and float(1 - drawn["targets0"][64].min()) == pytest.approx(1, abs=1e-5)
+    raw = RawSamples(dataset)
+    assert [bool(raw[i]["described"]) for i in range(3)] == described[:3]
+    assert [raw[i]["image"].dtype for i in range(2)] == [torch.uint8, torch.uint8]
     first, second = (dataset.labelled(i).image for i in (0, 3))
     assert first.dtype == np.uint8 and (first != second).any()
     plain = PhotoDataset([tmp_path / "images"], [tmp_path / "labels"], 48, 64)

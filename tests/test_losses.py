@@ -612,7 +612,7 @@ def test_an_image_without_valid_cells_counts_as_zero_with_a_clean_gradient(loss)
     assert nowhere.isfinite()
 
 
-@pytest.mark.parametrize("loss", DESCRIPTOR_LOSSES)
+@pytest.mark.parametrize("loss", [descriptor_hinge_loss, descriptor_sparse_loss])
 def test_losses_are_computed_in_float32_under_autocast(loss):
     d0, d1, H, valid0, valid1 = random_pair(rows=6, columns=8, dim=64, dtype=torch.float32)
     torch.manual_seed(0)
@@ -623,6 +623,26 @@ def test_losses_are_computed_in_float32_under_autocast(loss):
         half = loss(d0.bfloat16(), d1.bfloat16(), H, valid0, valid1)
     assert cast.dtype == half.dtype == torch.float32
     assert cast.item() == plain.item()
+
+
+def test_under_autocast_only_the_product_of_infonce_is_in_bfloat16():
+    d0, d1, H, valid0, valid1 = random_pair(rows=6, columns=8, dim=64, dtype=torch.float32)
+    d0, d1 = d0.requires_grad_(), d1.requires_grad_()
+
+    def loss_and_gradient(first, second):
+        value = descriptor_infonce_loss(first, second, H, valid0, valid1)
+        gradients = torch.autograd.grad(value, (d0, d1))
+        return value, torch.cat([gradient.flatten() for gradient in gradients])
+
+    plain, gradient = loss_and_gradient(d0, d1)
+    with torch.autocast("cpu", torch.bfloat16):
+        for cast, coarse in (
+            loss_and_gradient(d0, d1),
+            loss_and_gradient(d0.bfloat16(), d1.bfloat16()),
+        ):
+            assert cast.dtype == torch.float32
+            assert 0 < abs(cast.item() - plain.item()) < 0.005 * plain.item()
+            assert F.cosine_similarity(gradient, coarse, dim=0) > 0.999
 
 
 @pytest.mark.parametrize("loss", DESCRIPTOR_LOSSES)

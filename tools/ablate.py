@@ -37,6 +37,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "any scale": {"homography": "any-scale"},
     "strong changes of gray levels": {"photometric": "strong"},
     "enlarged photographs": {"enlarge": 1.5},
+    "sharpened targets": {"soft_targets": True, "label_threshold": 0.0, "sharpen": 2.0},
+    "drawn shapes among them": {"drawn_every": 9},
 }
 SHOWN = ("repeatability", "localization_error", "homography@1", "homography@3", "correct_matches@3")
 
