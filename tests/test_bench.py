@@ -286,6 +286,22 @@ def test_an_unknown_stage_is_named_before_anything_runs(bench):
         bench.main(["matching", "moon"])
 
 
+def test_a_stage_that_fails_loses_no_other(bench, monkeypatch, capsys, tmp_path):
+    row = {"what": "a", "value": 1.0, "unit": "s", "goal": "", "met": None}
+    monkeypatch.setattr(bench, "STAGES", {"good": None, "bad": None, "better": None})
+    monkeypatch.setattr(bench, "OUTPUT", tmp_path / "benchmark.json")
+    monkeypatch.setattr(bench, "project_root", lambda: tmp_path)
+    # What was measured of the failing stage before is kept.
+    (tmp_path / "benchmark.json").write_text(json.dumps({"stages": {"bad": "old"}}))
+    measured = {"rows": [row], "seconds": 1.0, "peak_memory_gb": 0.1}
+    monkeypatch.setattr(bench, "measure", lambda stage: None if stage == "bad" else measured)
+    with pytest.raises(SystemExit, match="above: bad"):
+        bench.main([])
+    assert capsys.readouterr().out.count("peak memory") == 2
+    stages = json.loads((tmp_path / "benchmark.json").read_text())["stages"]
+    assert stages == {"good": measured, "bad": "old", "better": measured}
+
+
 def test_an_update_replaces_its_stage_and_keeps_the_others(bench, monkeypatch, tmp_path):
     monkeypatch.setattr(bench, "OUTPUT", tmp_path / "benchmark.json")
     monkeypatch.setattr(bench, "project_root", lambda: tmp_path)

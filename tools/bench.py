@@ -28,13 +28,13 @@ from superpoint_lib.training.facts import commit_name, machine_name
 OUTPUT = results_dir() / "benchmark.json"
 
 
-def measure(stage: str) -> dict[str, Any]:
-    """Run one stage in a process of its own."""
+def measure(stage: str) -> dict[str, Any] | None:
+    """Run one stage in a process of its own; None where it fails, its error printed."""
     started, commit = time.perf_counter(), commit_name()
     command = [sys.executable, __file__, "--json", stage]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        sys.exit(f"bench: {stage} failed; its error is above")
+        return None
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result | {
         "seconds": round(time.perf_counter() - started, 1),
@@ -96,9 +96,14 @@ def main(arguments: Sequence[str]) -> None:
         sys.exit(f"bench: no stage {unknown[0]!r}; there are {', '.join(STAGES)}")
     started = time.perf_counter()
     results: dict[str, Any] = {}
+    failed = []
     for number, name in enumerate(names, 1):
         print(f"{name}  ({number} of {len(names)})", flush=True)
-        results[name] = measure(name)
+        result = measure(name)
+        if result is None:
+            failed.append(name)
+            continue
+        results[name] = result
         for row in results[name]["rows"]:
             print(show(row), flush=True)
         took, peak = results[name]["seconds"], results[name]["peak_memory_gb"]
@@ -106,8 +111,10 @@ def main(arguments: Sequence[str]) -> None:
         if update:
             record(results, fresh=False)
     print(f"{time.perf_counter() - started:.0f} s in all")
-    if not update and len(names) == len(STAGES):
-        record(results, fresh=True)
+    if not update and len(names) == len(STAGES) and results:
+        record(results, fresh=not failed)
+    if failed:
+        sys.exit(f"bench: failed, their errors are above: {', '.join(failed)}")
 
 
 if __name__ == "__main__":
