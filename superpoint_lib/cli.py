@@ -155,7 +155,8 @@ class ExtractOptions(ExtractorOptions):
     images: Positional[tuple[Path, ...]] = ()
     """Image files, or folders of them."""
     output: Path = Path("runs/features")
-    """Folder for the files, which hold keypoints, keypoint_scores, descriptors, image_size."""
+    """Folder for the files, which hold keypoints, keypoint_scores, descriptors, image_size; those
+    of a folder's sub-folders go into sub-folders."""
 
 
 @dataclass(frozen=True)
@@ -367,8 +368,8 @@ def _extract(arguments: Sequence[str]) -> int:
 
     images = _image_files(options.images)
     targets: dict[Path, Path] = {}
-    for path in images:
-        target = options.output / f"{path.stem}.npz"
+    for path, relative in images:
+        target = options.output / relative.with_suffix(".npz")
         if target in targets:
             raise CommandError(
                 f"{targets[target]} and {path} would both be written to {target}: extract them to "
@@ -630,16 +631,20 @@ def _state(
     return ("found", f"{len(found)} {unit}") if found else ("broken", f"no {unit} in {path}")
 
 
-def _image_files(paths: Sequence[Path]) -> list[Path]:
+def _image_files(paths: Sequence[Path]) -> list[tuple[Path, Path]]:
+    """Each image, and its path in the folder it was found in; its name, if it was given itself."""
     from superpoint_lib.paths import list_images
 
     if not paths:
         raise UsageError("extract: name an image or a folder (see superpoint extract --help)")
-    files: list[Path] = []
+    files: list[tuple[Path, Path]] = []
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(f"no such image or folder: {path}")
-        files += list_images(path) if path.is_dir() else [path]
+        if path.is_dir():
+            files += [(image, image.relative_to(path)) for image in list_images(path)]
+        else:
+            files.append((path, Path(path.name)))
     if not files:
         raise CommandError(f"no images in {', '.join(map(str, paths))}")
     return files

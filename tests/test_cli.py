@@ -179,6 +179,14 @@ def test_extract_refuses_to_write_one_file_twice(project, weights, capsys):
     assert "one/a.png" in line and "two/a.png" in line and "separate folders" in line
 
 
+def test_extract_keeps_sub_folders(project, weights, capsys):
+    for folder in ("v_wall", "i_door"):
+        write_picture(project / "scenes" / folder / "1.png")
+    assert main(["extract", "scenes", "--weights", str(weights["SuperPoint"])]) == 0
+    written = sorted((project / "runs/features").rglob("*.npz"))
+    assert [path.parent.name for path in written] == ["i_door", "v_wall"]
+
+
 def test_extract_lists_what_it_cannot_read_and_goes_on(project, weights, capsys, monkeypatch):
     def read(path):
         if path.name == "b.png":
