@@ -183,6 +183,13 @@ class ExportOptions:
     stored_as: Literal["float16", "int8"] = "float16"
     """Numbers of a .safetensors file. int8 halves it: kernels are rounded to 1/127 of the largest
     weight of each output channel."""
+    blend: str = ""
+    """Weights to average those of a training with, number by number: what it was trained further
+    from, to keep some of what that could do better."""
+    blend_share: float = 0.5
+    """Of the weights to blend with, in 0..1."""
+    sharpen: float = 1.0
+    """Exponent of the probabilities of a training's detector: above 1, faint keypoints fade."""
     learnt_from: str = ""
     """The training data, in words, for the metadata of a .safetensors file."""
     height: int | None = None
@@ -577,7 +584,10 @@ def _export_weights(options: ExportOptions) -> Path:
     told = {"learnt_from": options.learnt_from}
     dtype = torch.int8 if options.stored_as == "int8" else torch.float16
     if options.weights not in BUNDLED_NAMES and Path(options.weights).is_dir():
-        return release(options.weights, options.output, told, dtype)
+        blend = (options.blend, options.blend_share) if options.blend else None
+        return release(options.weights, options.output, told, dtype, blend, options.sharpen)
+    if options.blend or options.sharpen != 1:
+        raise CommandError("--blend and --sharpen take the folder of a training as --weights")
     given = load_weights(options.weights)
     metadata = given.metadata | (told if options.learnt_from else {})
     return save_weights(options.output, given.state_dict, given.config, metadata, dtype)

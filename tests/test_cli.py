@@ -390,6 +390,10 @@ def test_export_releases_a_finished_training(project, capsys):
     assert released.config["norm"] == "none"
     assert released.metadata["learnt_from"] == "drawn shapes"
     assert released.metadata["training"]["steps"] == 1
+    assert main([*arguments, "--blend", "out.safetensors", "--blend-share", "0.3"]) == 0
+    assert load_weights(project / "out.safetensors").metadata["blend_share"] == 0.3
+    assert main([*arguments, "--sharpen", "2"]) == 0
+    assert load_weights(project / "out.safetensors").metadata["sharpened"] == 2
     capsys.readouterr()
     (project / "begun").mkdir()
     missing = ["export", "--weights", "begun", "--output", "out.safetensors"]
@@ -406,6 +410,8 @@ def test_export_stores_a_weight_file_anew(project, weights, capsys):
         assert (small.state_dict[key] - value).abs().max() <= 0.004 * value.abs().max() + 1e-4
     missing = ["export", "--weights", "nothing", "--output", "out.safetensors"]
     assert "no weight file nothing" in fails(missing, capsys)
+    assert "--blend and --sharpen take" in fails([*arguments, "--blend", path], capsys)
+    assert "--blend and --sharpen take" in fails([*arguments, "--sharpen", "2"], capsys)
 
 
 def test_an_unknown_ending_and_a_missing_gpu_are_refused(project, weights, capsys, monkeypatch):

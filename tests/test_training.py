@@ -42,6 +42,7 @@ from superpoint_lib.training import (
     train,
 )
 from superpoint_lib.training.pieces import make_fabric
+from superpoint_lib.training.publish import blend_weights, sharpen_scores
 from superpoint_lib.training.run import Run, write_history
 
 TINY = TrainConfig(
@@ -842,6 +843,56 @@ def test_a_released_detector_has_no_untrained_head_and_names_no_machine_path(tmp
     weights = load_weights(release(tmp_path, tmp_path / "small.safetensors"))
     assert not any(key.startswith("descriptor") for key in weights.state_dict)
     assert weights.metadata["training"]["images"] == ["pictures/train"]
+
+
+def test_the_blend_of_two_networks_by_hand():
+    weights = {"a": torch.tensor([1.0, -2.0]), "b": torch.tensor([[3.0]])}
+    others = {"a": torch.tensor([2.0, 2.0]), "b": torch.tensor([[0.0]])}
+    blended = blend_weights(weights, others, 0.25)
+    torch.testing.assert_close(blended["a"], torch.tensor([1.25, -1.0]))
+    torch.testing.assert_close(blended["b"], torch.tensor([[2.25]]))
+    for share, one in ((0.0, weights), (1.0, others)):
+        assert all(torch.equal(blend_weights(weights, others, share)[n], one[n]) for n in one)
+    with pytest.raises(ValueError, match="do not blend: b differs"):
+        blend_weights(weights, others | {"b": torch.zeros(1)}, 0.5)
+    with pytest.raises(ValueError, match=r"must be in 0\.\.1, got 1\.5"):
+        blend_weights(weights, others, 1.5)
+
+
+def test_a_run_is_released_as_a_blend_with_other_weights(tmp_path):
+    config = replace(TINY_PAIRS, norm="none", steps=1)
+    trained = run(config, tmp_path / "run").model.state_dict()
+    torch.manual_seed(1)
+    other = make_model(config)
+    path = tmp_path / "other.safetensors"
+    save_weights(path, other.state_dict(), to_dict(other.config), {}, torch.float32)
+    blend = str(path), 0.4
+    output = tmp_path / "out.safetensors"
+    released = load_weights(release(tmp_path / "run", output, dtype=torch.float32, blend=blend))
+    for name, value in other.state_dict().items():
+        torch.testing.assert_close(released.state_dict[name], 0.6 * trained[name] + 0.4 * value)
+    assert released.metadata["blend_share"] == 0.4
+    assert released.metadata["blended_with"].endswith("other.safetensors")
+
+
+def test_sharpened_scores_are_powers_of_the_probabilities(tmp_path):
+    config = replace(TINY_PAIRS, norm="none", steps=1)
+    net = run(config, tmp_path / "run").model
+    output = tmp_path / "out.safetensors"
+    release(tmp_path / "run", output, dtype=torch.float32, sharpen=1.5)
+    assert load_weights(output).metadata["sharpened"] == 1.5
+    images = batch_of(config)["image0"]
+    with torch.no_grad():
+        plain, sharper = net(images), SuperPoint.from_pretrained(output)(images)
+    powers = plain["logits"].softmax(1) ** 1.5
+    expected = powers / powers.sum(1, keepdim=True)
+    torch.testing.assert_close(sharper["logits"].softmax(1), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(sharper["descriptors"], plain["descriptors"])
+    with pytest.raises(ValueError, match="must be above 0"):
+        sharpen_scores(net, 0)
+    normalised = make_model(replace(TINY_PAIRS, norm_outputs=True))
+    with pytest.raises(ValueError, match="normalised outputs"):
+        sharpen_scores(normalised, 2.0)
 
 
 def test_an_unfinished_run_cannot_be_released(tmp_path):

@@ -289,16 +289,16 @@ _MIXED = replace(
 )
 
 #: Ready configurations. magicpoint-synthetic, magicpoint-adapted, superpoint, superpoint-further,
-#: superpoint-soft, superpoint-agreement, superpoint-turned and superpoint-mixed train the bundled
-#: weights, each starting from the one before (magicpoint-adapted and superpoint are to be given it
-#: as ``init``, the others expect it in runs); from superpoint-further on, on labels of a second,
-#: third (soft, agreement) and fourth round of adaptation (turned, mixed) and from folded weights,
-#: without normalisation; superpoint-finer, from there on labels of a fifth, was tried and not
-#: shipped (results/README.md). magicpoint-synthetic-further goes on from magicpoint-synthetic,
-#: likewise. superpoint-open sees drawn shapes and pictures of open licences only, in one training
-#: from magicpoint-synthetic on (superpoint_lib/weights/README.md). original-stage1 and -stage2 (to
-#: be given stage 1's weights) are the training steps of SuperPoint-Pytorch's README, one-stage its
-#: loss as published, both heads from scratch.
+#: superpoint-soft, superpoint-agreement, superpoint-turned, superpoint-mixed and superpoint-sharper
+#: train the bundled weights, each starting from the one before (magicpoint-adapted and superpoint
+#: are to be given it as ``init``, the others expect it in runs); from superpoint-further on, on
+#: labels of a second, third (soft, agreement), fourth (turned, mixed) and fifth round of adaptation
+#: (sharper) and from folded weights, without normalisation; superpoint-finer, from superpoint-mixed
+#: on, was tried and not shipped (results/README.md). magicpoint-synthetic-further goes on from
+#: magicpoint-synthetic, likewise. superpoint-open sees drawn shapes and pictures of open licences
+#: only, in one training from magicpoint-synthetic on (superpoint_lib/weights/README.md).
+#: original-stage1 and -stage2 (to be given stage 1's weights) are the training steps of
+#: SuperPoint-Pytorch's README, one-stage its loss as published, both heads from scratch.
 RECIPES: dict[str, TrainConfig] = {
     "magicpoint-synthetic": TrainConfig(steps=1500, freeze_norm_after=0.85, gradient_clip=5.0),
     "magicpoint-synthetic-further": TrainConfig(
@@ -320,7 +320,7 @@ RECIPES: dict[str, TrainConfig] = {
     "superpoint-mixed": _MIXED,
     "superpoint-finer": replace(
         _MIXED,
-        init="superpoint",
+        init="runs/superpoint-mixed.safetensors",
         labels=("runs/labels5",),
         agreement_weight=3.0,
         enlarge=1.5,
@@ -329,7 +329,7 @@ RECIPES: dict[str, TrainConfig] = {
     ),
     "superpoint-sharper": replace(
         _MIXED,
-        init="superpoint",
+        init="runs/superpoint-mixed.safetensors",
         labels=("runs/labels6",),
         enlarge=1.5,
         drawn_every=9,
