@@ -86,7 +86,10 @@ def test_follows_the_template(path):
 @each_notebook
 def test_code_cells_are_short(path):
     cells = code_cells(read(path))
-    assert not [cell.source for cell in cells if len(cell.source.splitlines()) > 25]
+    # A parameter has a line of its own, with what it means.
+    most = [30 if "parameters" in cell.metadata.get("tags", ()) else 25 for cell in cells]
+    lines = [len(cell.source.splitlines()) for cell in cells]
+    assert not [c.source for c, n, m in zip(cells, lines, most, strict=True) if n > m]
 
 
 @each_notebook
