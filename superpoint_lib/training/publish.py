@@ -80,7 +80,7 @@ def blend_weights(
     """Return the mean of two networks, (1 - share) of the first and ``share`` of the other.
 
     Of a network and of what it was trained further from, the mean has a part of what was gained,
-    and of what was lost: the straight line between them does not cross bad weights.
+    and of what was lost: the straight line between them seldom crosses bad weights.
 
     Args:
         weights: tensors by name.
