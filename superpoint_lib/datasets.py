@@ -169,6 +169,25 @@ class Labelled(NamedTuple):
     described: bool | None = None
 
 
+def _views_of(labelled: Labelled, dataset: Samples) -> Sample:
+    image = labelled.image
+    if image.dtype == np.uint8:
+        image = image.astype(np.float32) / np.float32(255)
+    sample = make_views(
+        image,
+        labelled.keypoints,
+        dataset.views,
+        dataset.photometric,
+        labelled.homography,
+        labelled.rng,
+        dataset.border,
+        labelled.probabilities,
+    )
+    if labelled.described is not None:
+        sample["described"] = torch.tensor(labelled.described)
+    return sample
+
+
 Homographies = HomographyConfig | Sequence[HomographyConfig]
 
 
@@ -638,7 +657,6 @@ class MixedDataset(Dataset[Sample]):
 
     def labelled(self, index: int) -> Labelled:
         """Sample ``index`` before it is augmented; drawn pictures are uint8 like photographs."""
-        _check_index(index)
         if index % self.every:
             return self.photos.labelled(index)._replace(described=True)
         drawn = self.shapes.labelled(index // self.every)
@@ -654,25 +672,6 @@ class MixedDataset(Dataset[Sample]):
 
 
 Samples = ShapesDataset | PhotoDataset | MixedDataset
-
-
-def _views_of(labelled: Labelled, dataset: Samples) -> Sample:
-    image = labelled.image
-    if image.dtype == np.uint8:
-        image = image.astype(np.float32) / np.float32(255)
-    sample = make_views(
-        image,
-        labelled.keypoints,
-        dataset.views,
-        dataset.photometric,
-        labelled.homography,
-        labelled.rng,
-        dataset.border,
-        labelled.probabilities,
-    )
-    if labelled.described is not None:
-        sample["described"] = torch.tensor(labelled.described)
-    return sample
 
 
 def _paired_folders(

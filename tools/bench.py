@@ -104,9 +104,9 @@ def main(arguments: Sequence[str]) -> None:
             failed.append(name)
             continue
         results[name] = result
-        for row in results[name]["rows"]:
+        for row in result["rows"]:
             print(show(row), flush=True)
-        took, peak = results[name]["seconds"], results[name]["peak_memory_gb"]
+        took, peak = result["seconds"], result["peak_memory_gb"]
         print(f"  {took:.0f} s, peak memory {peak} GB", flush=True)
         if update:
             record(results, fresh=False)

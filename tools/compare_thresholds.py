@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -26,7 +25,7 @@ from superpoint_lib import SuperPoint
 from superpoint_lib.evaluation import hpatches
 from superpoint_lib.evaluation.mini import warped_pairs
 from superpoint_lib.evaluation.protocols import PROTOCOLS, ProtocolConfig
-from superpoint_lib.evaluation.results import json_ready
+from superpoint_lib.evaluation.results import Results, json_ready
 from superpoint_lib.paths import results_dir, write_json
 from superpoint_lib.training.facts import commit_name, machine_name
 
@@ -65,7 +64,7 @@ def main(options: Options, command: str) -> None:
         extractor = hpatches.superpoint_extractor(model, precision="auto")
         protocol = at_least(threshold)
         results = hpatches.evaluate({name: extractor}, sequences, protocol, progress=False)
-        row = {"weights": name, "threshold": threshold, **averages(results.records)}
+        row = {"weights": name, "threshold": threshold, **averages(results)}
         rows.append(row)
         tqdm.write("  ".join(f"{key} {value}" for key, value in row.items()))
     content = {
@@ -88,14 +87,12 @@ def at_least(threshold: float) -> ProtocolConfig:
     )
 
 
-def averages(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def averages(results: Results) -> dict[str, float]:
     """Means over pairs; "keypoints" is how many of a picture are inside the other."""
-    numbers = [(record["n_visible0"] + record["n_visible1"]) / 2 for record in records]
-    means = {"keypoints": float(np.mean(numbers))}
-    for figure in FIGURES:
-        values = np.array([record[figure] for record in records], float)
-        means[figure] = float(np.nanmean(values))
-    return {name: round(value, 5) for name, value in means.items()}
+    numbers = [(record["n_visible0"] + record["n_visible1"]) / 2 for record in results.records]
+    means = {"keypoints": np.mean(numbers)}
+    means |= {figure: np.nanmean(results.values(figure)) for figure in FIGURES}
+    return {name: round(float(value), 5) for name, value in means.items()}
 
 
 if __name__ == "__main__":

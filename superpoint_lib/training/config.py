@@ -288,6 +288,14 @@ _MIXED = replace(
     learning_rate=6e-4,
 )
 
+_ENLARGED = replace(
+    _MIXED,
+    init="runs/superpoint-mixed.safetensors",
+    enlarge=1.5,
+    steps=7000,
+    learning_rate=8e-4,
+)
+
 #: Ready configurations. magicpoint-synthetic, magicpoint-adapted, superpoint, superpoint-further,
 #: superpoint-soft, superpoint-agreement, superpoint-turned, superpoint-mixed and superpoint-sharper
 #: train the bundled weights, each starting from the one before (magicpoint-adapted and superpoint
@@ -318,25 +326,8 @@ RECIPES: dict[str, TrainConfig] = {
     "superpoint-agreement": _AGREEMENT,
     "superpoint-turned": _TURNED,
     "superpoint-mixed": _MIXED,
-    "superpoint-finer": replace(
-        _MIXED,
-        init="runs/superpoint-mixed.safetensors",
-        labels=("runs/labels5",),
-        agreement_weight=3.0,
-        enlarge=1.5,
-        steps=7000,
-        learning_rate=8e-4,
-    ),
-    "superpoint-sharper": replace(
-        _MIXED,
-        init="runs/superpoint-mixed.safetensors",
-        labels=("runs/labels6",),
-        enlarge=1.5,
-        drawn_every=9,
-        sharpen=2.0,
-        steps=7000,
-        learning_rate=8e-4,
-    ),
+    "superpoint-finer": replace(_ENLARGED, labels=("runs/labels5",), agreement_weight=3.0),
+    "superpoint-sharper": replace(_ENLARGED, labels=("runs/labels6",), drawn_every=9, sharpen=2.0),
     "superpoint-open": replace(
         _SOFT,
         init="runs/magicpoint-synthetic-first.safetensors",
