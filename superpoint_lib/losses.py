@@ -322,6 +322,86 @@ def agreement_loss(
         return _mean((losses * weights).sum(1), weights.sum(1), "image")
 
 
+def repeatability_loss(
+    logits0: Tensor,
+    logits1: Tensor,
+    H_0to1: Tensor,
+    valid0: Tensor | None = None,
+    valid1: Tensor | None = None,
+    cost: float = 0.2,
+    reach: int = 2,
+) -> Tensor:
+    """What keypoints cost, less what is found again of them: ``-sum p_x (q_x - cost)``.
+
+    p_x is the heatmap of one view at pixel x, q_x the probability that the other view has a
+    keypoint where x lands: the sum of its heatmap over the square of ``2 reach + 1`` pixels around
+    that, its outermost ring counted by half, and at most 1. Summed over the pixels that land in the
+    other view, divided by the number of valid cells, averaged over images, then over the two
+    directions. What both views are sure of becomes surer, what the other view does not see fades:
+    unlike a divergence of the two heatmaps, it is least where keypoints are certain, not where both
+    are blurred. Alone, it asks for a keypoint in every cell or in none, so it goes beside
+    `detector_loss`.
+
+    Args:
+        logits0: (B, 65, Hc, Wc) of view 0.
+        logits1: the same of view 1.
+        H_0to1: (B, 3, 3), pixels of view 0 to pixels of view 1.
+        valid0, valid1: bool (B, Hc, Wc), or None for all.
+        cost: of a keypoint, in keypoints found again. As each of a pair finds the other, a keypoint
+            pays from a chance of half as much on.
+        reach: pixels along x and y within which a keypoint is found again.
+
+    Returns:
+        Scalar, in [64 (cost - 1), 64 cost].
+
+    Source: to reward right matches, and charge for keypoints, is the idea of Tyszkiewicz et al.,
+    DISK (2020), section 3; they sample, this is an expectation, and without the descriptors.
+    Derived in notebook 04.
+    """
+    with _full_precision(logits0):
+        heatmap0, heatmap1 = (_log_heatmap(logits).exp() for logits in (logits0, logits1))
+        inputs = (valid0, valid1, cost, reach)
+        forward = _unrepeated(heatmap0, heatmap1, H_0to1, *inputs)
+        inputs = (valid1, valid0, cost, reach)
+        backward = _unrepeated(heatmap1, heatmap0, adjugate(H_0to1), *inputs)
+        return (forward + backward) / 2
+
+
+def _unrepeated(
+    heatmap: Tensor,
+    other: Tensor,
+    H: Tensor,
+    valid: Tensor | None,
+    valid_other: Tensor | None,
+    cost: float,
+    reach: int,
+) -> Tensor:
+    """`repeatability_loss` in one direction, of heatmaps (B, H, W)."""
+    batch, height, width = heatmap.shape
+    row = heatmap.new_ones(2 * reach + 1)
+    row[0] = row[-1] = 0.5
+    found = F.conv2d(other[:, None], (row[:, None] * row)[None, None], padding=reach).clamp(max=1)
+    y, x = torch.meshgrid(
+        torch.arange(height).to(heatmap), torch.arange(width).to(heatmap), indexing="ij"
+    )
+    points = torch.stack((x, y), -1).reshape(1, -1, 2).expand(batch, -1, -1)
+    landed = warp_points(points, H.to(heatmap)).mT
+    pixel, usable = _pixels_of(landed, (height // CELL_SIZE, width // CELL_SIZE))
+    landed = torch.where(usable[:, None], landed, pixel.to(landed))
+    counts = heatmap.new_full((batch,), height * width / CELL_SIZE**2)
+    if valid is not None:
+        counts = valid.flatten(1).sum(1).to(heatmap)
+        usable = usable & F.interpolate(valid[:, None].float(), scale_factor=8).flatten(1).bool()
+    if valid_other is not None:
+        cell = (pixel[:, 1] // CELL_SIZE) * valid_other.shape[2] + pixel[:, 0] // CELL_SIZE
+        usable = usable & valid_other.flatten(1).gather(1, cell)
+    grid = landed.mT.view(batch, height, width, 2) * 2 + 1
+    grid = grid / grid.new_tensor((width, height)) - 1
+    again = F.grid_sample(found, grid, padding_mode="border", align_corners=False)
+    losses = heatmap.flatten(1) * (cost - again.flatten(1)) * usable
+    return _mean(losses.sum(1), counts, "image")
+
+
 def _log_heatmap(logits: Tensor) -> Tensor:
     """(B, 8 Hc, 8 Wc): the logarithm of `extraction.decode_heatmap`."""
     return F.pixel_shuffle(_promote(logits).log_softmax(1)[:, :-1], CELL_SIZE)[:, 0]

@@ -31,6 +31,7 @@ from superpoint_lib.losses import (
     label_offsets,
     position_loss,
     positive_pairs,
+    repeatability_loss,
     sharpen_probabilities,
 )
 
@@ -378,6 +379,67 @@ def test_agreement_loss_moves_both_views_and_has_right_gradients():
     agreement_loss(*logits, labels, H).backward()
     assert all(one.grad is not None and one.grad.abs().sum() > 0 for one in logits)
     assert torch.autograd.gradcheck(lambda a, b: agreement_loss(a, b, labels, H), logits)
+
+
+def test_repeatability_loss_by_hand():
+    # Four cells in a row; both views are sure of one keypoint, a cell further in view 1.
+    logits0 = two_pixels(4, 3)
+    cells, cost = 4, 0.2
+    for shift, found in ((8, 1.0), (7, 1.0), (6, 0.5), (4, 0.0)):
+        view1 = two_pixels(4, 3).roll(1, 3)
+        loss = repeatability_loss(logits0, view1, translation(shift, 0), cost=cost)
+        assert loss.item() == pytest.approx((cost - found) / cells, abs=1e-6)
+    # Half as probable in view 1, p = 1 pays for half, p = 1/2 for one.
+    half = two_pixels(4, 3, 64).roll(1, 3)
+    expected = ((cost - 0.5) + 0.5 * (cost - 1)) / 2 / cells
+    assert repeatability_loss(logits0, half, SHIFT, cost=cost).item() == pytest.approx(expected)
+
+
+def test_repeatability_loss_counts_what_lands_in_valid_cells():
+    logits0, view1 = two_pixels(4, 3), two_pixels(4, 3).roll(1, 3)
+    whole = torch.ones(1, 1, 4, dtype=torch.bool)
+    without = torch.tensor([[[True, False, True, True]]])  # the cell of view 0's keypoint
+    paid = -0.8 / 4
+    assert repeatability_loss(logits0, view1, SHIFT, whole, whole).item() == pytest.approx(paid)
+    # Neither direction counts a keypoint of which one end is not valid.
+    for valid0, valid1 in ((without, whole), (whole, without.roll(1, 2))):
+        loss = repeatability_loss(logits0, view1, SHIFT, valid0, valid1).item()
+        assert loss == pytest.approx(0, abs=1e-12)
+    # Without the cell beside it, the same is divided by 3 cells in one direction.
+    beside = torch.tensor([[[True, True, True, False]]])
+    expected = (-0.8 / 3 - 0.8 / 4) / 2
+    loss = repeatability_loss(logits0, view1, SHIFT, beside, whole).item()
+    assert loss == pytest.approx(expected)
+    horizon = torch.tensor([[[1.0, 0, 0], [0, 1, 0], [-1 / 11.0, 0, 1]]])
+    for H in (translation(80, 0), horizon, translation(math.nan, 0)):
+        assert repeatability_loss(logits0, logits0, H).item() <= 0.1
+    # The mean over pictures.
+    both = repeatability_loss(
+        logits0.repeat(2, 1, 1, 1), torch.cat((view1, logits0)), torch.cat((SHIFT, SHIFT))
+    )
+    assert both.item() == pytest.approx((paid + 0.2 / 4) / 2)
+
+
+def test_repeatability_loss_is_least_where_both_views_are_certain_and_has_right_gradients():
+    generator = torch.Generator().manual_seed(0)
+    shape = (1, 65, 3, 4)
+    logits = [torch.randn(shape, generator=generator, dtype=torch.float64) for _ in "01"]
+    logits = [one.requires_grad_() for one in logits]
+    H = torch.tensor([[[0.9, 0.1, 3], [-0.1, 1.1, 2], [1e-3, 0, 1]]], dtype=torch.float64)
+    repeatability_loss(*logits, H).backward()
+    assert all(one.grad is not None and one.grad.abs().sum() > 0 for one in logits)
+    assert torch.autograd.gradcheck(
+        lambda a, b: repeatability_loss(a, b, H), logits, fast_mode=True
+    )
+    # A keypoint of chance p in both views: less than half the cost fades, more grows.
+    for chance, grows in ((0.05, False), (0.2, True)):
+        view = torch.full((1, 65, 1, 1), -100.0)
+        view[0, 9] = math.log(chance / (1 - chance))
+        view[0, 64] = 0.0
+        view.requires_grad_()
+        repeatability_loss(view, view, torch.eye(3)[None], cost=0.2).backward()
+        assert view.grad is not None
+        assert bool(view.grad[0, 9] < 0) is grows
 
 
 def test_cell_centers_are_row_major_at_8i_plus_3_5():

@@ -22,6 +22,7 @@ from superpoint_lib.losses import (
     detector_loss,
     keypoints_to_labels,
     position_loss,
+    repeatability_loss,
 )
 from superpoint_lib.model import MagicPoint, SuperPoint
 from superpoint_lib.training import (
@@ -249,6 +250,19 @@ def test_the_agreement_of_both_views_adds_to_the_loss():
     torch.testing.assert_close(losses["loss"], losses["detector"] + 0.5 * expected)
     with pytest.raises(ConfigError, match="agreement_weight: needs views 2"):
         replace(TINY, agreement_weight=0.5)
+
+
+def test_what_the_other_view_finds_again_adds_to_the_loss():
+    config = replace(TINY_PAIRS, repeatability_weight=2.0, descriptor_weight=0.0)
+    net, batch = make_model(config).eval(), batch_of(config)
+    losses = pair_step(net, batch, config)
+    logits = [net(batch[f"image{i}"])["logits"] for i in "01"]
+    expected = repeatability_loss(*logits, batch["H_0to1"], batch["valid0"], batch["valid1"])
+    assert expected != 0
+    torch.testing.assert_close(losses["repeatability"], expected)
+    torch.testing.assert_close(losses["loss"], losses["detector"] + 2 * expected)
+    with pytest.raises(ConfigError, match="repeatability_weight: needs views 2"):
+        replace(TINY, repeatability_weight=0.5)
 
 
 def test_soft_targets_ask_for_the_probabilities_of_the_labels():

@@ -33,6 +33,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "soft targets": {"soft_targets": True, "label_threshold": 0.0},
     "positions": {"position_weight": 0.5},
     "agreement": {"agreement_weight": 2.0},
+    "repeatability": {"repeatability_weight": 6.0},
     "any angle": {"homography": "any-angle"},
     "any scale": {"homography": "any-scale"},
     "strong changes of gray levels": {"photometric": "strong"},

@@ -51,6 +51,8 @@ class TrainConfig:
             it out.
         agreement_weight: of the loss of their agreement between both views
             (``losses.agreement_loss``); 0 leaves it out.
+        repeatability_weight: of the loss of what the other view does not find again
+            (``losses.repeatability_loss``); 0 leaves it out.
         label_threshold: least score of a photograph's label.
         soft_targets: ask the detector for the probabilities of the labels
             (``losses.keypoints_to_targets``) instead of for every keypoint with certainty.
@@ -114,6 +116,7 @@ class TrainConfig:
     detector_weight: float = 1.0
     position_weight: float = 0.0
     agreement_weight: float = 0.0
+    repeatability_weight: float = 0.0
     label_threshold: float = 0.0
     soft_targets: bool = False
     sharpen: float = 1.0
@@ -167,8 +170,9 @@ class TrainConfig:
                 "descriptor_weight: a descriptor loss needs model 'superpoint' and views 2, got "
                 f"model {self.model!r} and views {self.views}"
             )
-        if self.agreement_weight and self.views != 2:
-            raise ConfigError(f"agreement_weight: needs views 2, got views {self.views}")
+        for key in ("agreement_weight", "repeatability_weight"):
+            if getattr(self, key) and self.views != 2:
+                raise ConfigError(f"{key}: needs views 2, got views {self.views}")
         if not self.detector_weight and not self.descriptor_weight:
             raise ConfigError("detector_weight and descriptor_weight are both 0: nothing to train")
         if self.soft_targets and self.data != "photos":
@@ -328,6 +332,13 @@ RECIPES: dict[str, TrainConfig] = {
     "superpoint-mixed": _MIXED,
     "superpoint-finer": replace(_ENLARGED, labels=("runs/labels5",), agreement_weight=3.0),
     "superpoint-sharper": replace(_ENLARGED, labels=("runs/labels6",), drawn_every=9, sharpen=2.0),
+    "superpoint-repeatable": replace(
+        _ENLARGED,
+        init="runs/superpoint-blended.safetensors",
+        labels=("runs/labels6",),
+        drawn_every=9,
+        repeatability_weight=6.0,
+    ),
     "superpoint-open": replace(
         _SOFT,
         init="runs/magicpoint-synthetic-first.safetensors",

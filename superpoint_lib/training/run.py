@@ -31,13 +31,22 @@ _COLUMNS = (
     "detector",
     "position",
     "agreement",
+    "repeatability",
     "descriptor",
     "gradient_norm",
     "learning_rate",
     "images_per_second",
     "seconds",
 )
-_PARTS = ("loss", "detector", "position", "agreement", "descriptor", "gradient_norm")
+_PARTS = (
+    "loss",
+    "detector",
+    "position",
+    "agreement",
+    "repeatability",
+    "descriptor",
+    "gradient_norm",
+)
 
 
 class NonFiniteLossError(RuntimeError):

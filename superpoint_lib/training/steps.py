@@ -15,6 +15,7 @@ from superpoint_lib.losses import (
     descriptor_sparse_loss,
     detector_loss,
     position_loss,
+    repeatability_loss,
 )
 from superpoint_lib.training.config import TrainConfig
 
@@ -56,8 +57,8 @@ def pair_step(model: nn.Module, batch: Batch, config: TrainConfig, step: int = 0
 
     Returns:
         "loss", to be minimised, and its parts before weighting: "detector" and "position", each the
-        sum over the two views, "agreement" and "descriptor"; scalars. A part without weight may be
-        missing.
+        sum over the two views, "agreement", "repeatability" and "descriptor"; scalars. A part
+        without weight may be missing.
 
     Source: DeTone et al., SuperPoint (2018), equation 1. Derived in notebook 05.
     """
@@ -73,6 +74,12 @@ def pair_step(model: nn.Module, batch: Batch, config: TrainConfig, step: int = 0
         )
         losses["loss"] = losses["loss"] + config.agreement_weight * agreement
         losses["agreement"] = agreement
+    if config.repeatability_weight:
+        repeatability = repeatability_loss(
+            maps0["logits"], maps1["logits"], batch["H_0to1"], batch["valid0"], batch["valid1"]
+        )
+        losses["loss"] = losses["loss"] + config.repeatability_weight * repeatability
+        losses["repeatability"] = repeatability
     if not config.descriptor_weight:
         return losses
     descriptors0, descriptors1 = maps0["descriptors"], maps1["descriptors"]
