@@ -378,9 +378,9 @@ def _unrepeated(
 ) -> Tensor:
     """`repeatability_loss` in one direction, of heatmaps (B, H, W)."""
     batch, height, width = heatmap.shape
-    row = heatmap.new_ones(2 * reach + 1)
-    row[0] = row[-1] = 0.5
-    found = F.conv2d(other[:, None], (row[:, None] * row)[None, None], padding=reach).clamp(max=1)
+    # Two means of squares, of 2 reach and of 2 pixels: many times faster than one convolution.
+    squares = F.avg_pool2d(F.pad(other, [reach] * 4), 2 * reach, 1) * (2 * reach) ** 2
+    found = F.avg_pool2d(squares, 2, 1)[:, None].clamp(max=1)
     y, x = torch.meshgrid(
         torch.arange(height).to(heatmap), torch.arange(width).to(heatmap), indexing="ij"
     )
