@@ -313,8 +313,7 @@ def agreement_loss(
         counted = inside & (labels0 < DUSTBIN).flatten(1)
         counted = counted & (torch.minimum(value0, value1) > math.log(threshold))
         if valid1 is not None:
-            cell = (pixel[:, 1] // CELL_SIZE) * valid1.shape[2] + pixel[:, 0] // CELL_SIZE
-            counted = counted & valid1.flatten(1).gather(1, cell)
+            counted = counted & _valid_at(valid1, pixel)
         # Points at infinity are replaced: times a weight of 0 they would still be infinite.
         moved = torch.where(inside[:, None], moved, pixel.to(moved))
         losses = F.huber_loss(found1, moved, reduction="none").sum(1)
@@ -352,7 +351,7 @@ def repeatability_loss(
         reach: pixels along x and y within which a keypoint is found again.
 
     Returns:
-        Scalar, in [64 (cost - 1), 64 cost].
+        Scalar, from cost - 1 to cost.
 
     Source: to reward right matches, and charge for keypoints, is the idea of Tyszkiewicz et al.,
     DISK (2020), section 3; they sample, this is an expectation, and without the descriptors.
@@ -378,28 +377,34 @@ def _unrepeated(
 ) -> Tensor:
     """`repeatability_loss` in one direction, of heatmaps (B, H, W)."""
     batch, height, width = heatmap.shape
-    # Two means of squares, of 2 reach and of 2 pixels: many times faster than one convolution.
-    squares = F.avg_pool2d(F.pad(other, [reach] * 4), 2 * reach, 1) * (2 * reach) ** 2
-    found = F.avg_pool2d(squares, 2, 1)[:, None].clamp(max=1)
-    y, x = torch.meshgrid(
-        torch.arange(height).to(heatmap), torch.arange(width).to(heatmap), indexing="ij"
-    )
-    points = torch.stack((x, y), -1).reshape(1, -1, 2).expand(batch, -1, -1)
-    landed = warp_points(points, H.to(heatmap)).mT
-    pixel, usable = _pixels_of(landed, (height // CELL_SIZE, width // CELL_SIZE))
-    landed = torch.where(usable[:, None], landed, pixel.to(landed))
-    counts = heatmap.new_full((batch,), height * width / CELL_SIZE**2)
+    cells = height // CELL_SIZE, width // CELL_SIZE
+    x, y = torch.arange(width).to(heatmap), torch.arange(height).to(heatmap)
+    pixels = torch.stack(torch.meshgrid(x, y, indexing="xy")).flatten(1).expand(batch, -1, -1)
+    landed = warp_points(pixels.mT, H.to(heatmap)).mT
+    nearest, counted = _pixels_of(landed, cells)
+    landed = torch.where(counted[:, None], landed, nearest.to(landed))
+    counts = heatmap.new_full((batch,), math.prod(cells))
     if valid is not None:
+        counted = counted & _valid_at(valid, pixels.long())
         counts = valid.flatten(1).sum(1).to(heatmap)
-        usable = usable & F.interpolate(valid[:, None].float(), scale_factor=8).flatten(1).bool()
     if valid_other is not None:
-        cell = (pixel[:, 1] // CELL_SIZE) * valid_other.shape[2] + pixel[:, 0] // CELL_SIZE
-        usable = usable & valid_other.flatten(1).gather(1, cell)
-    grid = landed.mT.view(batch, height, width, 2) * 2 + 1
-    grid = grid / grid.new_tensor((width, height)) - 1
-    again = F.grid_sample(found, grid, padding_mode="border", align_corners=False)
-    losses = heatmap.flatten(1) * (cost - again.flatten(1)) * usable
+        counted = counted & _valid_at(valid_other, nearest)
+    grid = (2 * landed + 1) / landed.new_tensor([[width], [height]]) - 1
+    found = F.grid_sample(
+        _sum_near(other, reach).clamp(max=1)[:, None],
+        grid.mT.view(batch, height, width, 2),
+        padding_mode="border",
+        align_corners=False,
+    )
+    losses = heatmap.flatten(1) * (cost - found.flatten(1)) * counted
     return _mean(losses.sum(1), counts, "image")
+
+
+def _sum_near(heatmap: Tensor, reach: int) -> Tensor:
+    """Sums (B, H, W) over squares of 2 ``reach`` + 1 pixels, the outermost ring counted by half."""
+    # Two means of squares, of 2 reach and of 2 pixels: many times faster than one convolution.
+    squares = F.avg_pool2d(F.pad(heatmap, [reach] * 4), 2 * reach, 1)
+    return F.avg_pool2d(squares, 2, 1) * (2 * reach) ** 2
 
 
 def _log_heatmap(logits: Tensor) -> Tensor:
@@ -413,6 +418,12 @@ def _pixels_of(points: Tensor, cells: Sequence[int]) -> tuple[Tensor, Tensor]:
     height, width = (CELL_SIZE * n for n in cells)
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     return torch.stack((x.clamp(0, width - 1), y.clamp(0, height - 1)), 1).long(), inside
+
+
+def _valid_at(valid: Tensor, pixels: Tensor) -> Tensor:
+    """Whether whole pixels (B, 2, N) of the image lie in cells that are ``valid`` (B, Hc, Wc)."""
+    x, y = (pixels // CELL_SIZE).unbind(1)
+    return valid.flatten(1).gather(1, y * valid.shape[2] + x)
 
 
 def _find_near(
