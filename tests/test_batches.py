@@ -31,7 +31,8 @@ from superpoint_lib.geometry import (
     warp_batch_with_masks,
     warp_image,
 )
-from superpoint_lib.losses import DUSTBIN, keypoints_to_labels, keypoints_to_targets, label_offsets
+from superpoint_lib.geometry.cells import DUSTBIN
+from superpoint_lib.losses import keypoints_to_labels, keypoints_to_targets, label_offsets
 
 CPU = torch.device("cpu")
 NONE = PHOTOMETRIC_PRESETS["none"]

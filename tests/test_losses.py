@@ -15,9 +15,6 @@ from superpoint_lib.losses import (
     HINGE_LAMBDAS,
     HINGE_PRESETS,
     HingeConfig,
-    _labelled_pixels,
-    _nearby_cells,
-    _sample,
     agreement_loss,
     cell_centers,
     cell_validity,
@@ -34,6 +31,9 @@ from superpoint_lib.losses import (
     repeatability_loss,
     sharpen_probabilities,
 )
+from superpoint_lib.losses.contrast import _sample
+from superpoint_lib.losses.detector import _labelled_pixels
+from superpoint_lib.losses.pairs import nearby_cells
 
 
 def rng(seed=0):
@@ -461,10 +461,10 @@ def test_a_shift_by_one_cell_pairs_neighbours():
 
 
 @pytest.mark.parametrize("distance", [0.5, 4.0, 7.5, 8.0, 12.0, 20.0])
-def test_nearby_cells_are_the_true_entries_of_the_full_table(distance):
+def testnearby_cells_are_the_true_entries_of_the_full_table(distance):
     H = torch.cat([homographies(4), translation(0, 0).double(), translation(1e7, 0).double()])
     H = torch.cat([H, torch.tensor([[[1.0, 0, 0], [0, 1, 0], [1, 0, -3.5]]]).double()])  # infinity
-    index, positive = _nearby_cells(H, 5, 6, distance)
+    index, positive = nearby_cells(H, 5, 6, distance)
     table = torch.zeros(len(H), 30, 30, dtype=torch.int64)
     table.scatter_add_(2, index, positive.long())
     assert torch.equal(table, positive_pairs(H, 5, 6, distance).long())

@@ -1,0 +1,184 @@
+"""Losses of descriptors by choice: each place among others (InfoNCE), or a sample of pairs."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from superpoint_lib.geometry import adjugate
+from superpoint_lib.geometry.cells import CELL_SIZE
+from superpoint_lib.losses.pairs import cell_centers, warped_centers, within
+from superpoint_lib.losses.shared import check_pair, full_precision, image_mean, promote
+
+
+def descriptor_infonce_loss(
+    descriptors0: Tensor,
+    descriptors1: Tensor,
+    H_0to1: Tensor,
+    valid0: Tensor | None = None,
+    valid1: Tensor | None = None,
+    temperature: float = 0.05,
+    exclusion: float = 8.0,
+) -> Tensor:
+    """Cross-entropy of finding each cell of one image among the places of the other.
+
+    Cell i of image 0 lands at w_i in image 1, where the descriptor p_i is sampled bilinearly and
+    normalised again. The loss of the cell is ``-log softmax_k(<d_i, p_k> / temperature)`` at
+    k = i, over the landing places k of the valid cells, without those other than i within
+    ``exclusion`` px of w_i: too close to call wrong. Means over cells with a valid place in the
+    other image, then over images, then over the two directions.
+
+    Args:
+        descriptors0, descriptors1: (B, D, Hc, Wc), unit length along D.
+        H_0to1: (B, 3, 3), pixels of image 0 to pixels of image 1.
+        valid0, valid1: bool (B, Hc, Wc), or None for all.
+        temperature: of the softmax, > 0.
+        exclusion: pixels, inclusive.
+
+    Returns:
+        Scalar, >= 0; about log N for descriptors that tell nothing.
+
+    Raises:
+        ValueError: shapes that do not belong together, or a temperature that is not positive.
+
+    Source: van den Oord et al., Representation Learning with Contrastive Predictive Coding (2018),
+    equation 4. Derived in notebook 04.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature is {temperature}, must be above 0")
+    check_pair(descriptors0, descriptors1, H_0to1)
+    d0, d1 = promote(descriptors0), promote(descriptors1)
+    forward = _infonce_one_way(d0, d1, H_0to1, valid0, valid1, temperature, exclusion)
+    backward = _infonce_one_way(d1, d0, adjugate(H_0to1), valid1, valid0, temperature, exclusion)
+    return (forward + backward) / 2
+
+
+def _infonce_one_way(
+    source: Tensor,
+    target: Tensor,
+    H: Tensor,
+    valid_source: Tensor | None,
+    valid_target: Tensor | None,
+    temperature: float,
+    exclusion: float,
+) -> Tensor:
+    with full_precision(source):
+        warped, usable = _landing(H, valid_source, valid_target, source)
+        sampled = _sample(target, warped)
+    # Under autocast in bfloat16, a product of unit vectors is off by 0.002 at most, and it is most
+    # of the work. Everything that adds up, the softmax above all, is computed in full.
+    similarity = (source.flatten(2) / temperature).transpose(1, 2) @ sampled
+    with full_precision(source):
+        logits = promote(similarity)
+        with torch.no_grad():
+            left_out = torch.cdist(warped, warped) <= exclusion
+            left_out |= ~usable[:, None]
+            # The diagonal always stays, so that no row is empty: an empty one has NaN gradients.
+            left_out.diagonal(dim1=1, dim2=2).fill_(False)
+        batch, cells = usable.shape
+        own_place = torch.arange(cells, device=logits.device).repeat(batch)
+        rows = logits.masked_fill_(left_out, -math.inf).flatten(0, 1)
+        losses = F.cross_entropy(rows, own_place, reduction="none").view(batch, cells)
+        weights = usable.to(losses.dtype)
+        return image_mean((losses * weights).sum(1), weights.sum(1), "image")
+
+
+def descriptor_sparse_loss(
+    descriptors0: Tensor,
+    descriptors1: Tensor,
+    H_0to1: Tensor,
+    valid0: Tensor | None = None,
+    valid1: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    matches: int = 1000,
+    negatives: int = 100,
+    lambda_d: float = 1.0,
+    positive_margin: float = 1.0,
+    negative_margin: float = 0.2,
+    exclusion: float = 8.0,
+) -> Tensor:
+    """Hinge loss on a random sample of matches and of negatives for each.
+
+    ``lambda_d mean max(0, m_p - d_match) + mean max(0, d_negative - m_n)``, each mean over its own
+    pairs within an image, then over images: the balance no longer depends on the image size. The
+    descriptor of image 1 is sampled bilinearly where the cell of image 0 lands.
+
+    Args:
+        descriptors0, descriptors1: (B, D, Hc, Wc), unit length along D.
+        H_0to1: (B, 3, 3), pixels of image 0 to pixels of image 1.
+        valid0, valid1: bool (B, Hc, Wc), or None for all.
+        generator: source of the sample; None takes PyTorch's global one.
+        matches: cells of image 0 drawn per image, without repetition (all when there are fewer).
+        negatives: cells of image 1 drawn per match; those within ``exclusion`` px of the true
+            place, or not valid, are dropped.
+
+    Returns:
+        Scalar, >= 0.
+
+    Raises:
+        ValueError: shapes that do not belong together.
+
+    Source: after the sparse loss of Jau et al., pytorch-superpoint. Derived in notebook 04.
+    """
+    rows, columns = check_pair(descriptors0, descriptors1, H_0to1)
+    device = descriptors0.device
+    draw_on = device if generator is None else generator.device
+    with full_precision(descriptors0):
+        d0, d1 = promote(descriptors0).flatten(2), promote(descriptors1)
+        warped, usable = _landing(H_0to1, valid0, valid1, d1)
+        batch, cells = usable.shape
+        order = torch.rand(batch, cells, generator=generator, device=draw_on).to(device)
+        chosen = (order - 2.0 * ~usable).topk(min(matches, cells), dim=1).indices
+        drawn = torch.randint(
+            cells, (batch, chosen.shape[1], negatives), generator=generator, device=draw_on
+        ).to(device)
+
+        anchors = d0.gather(2, chosen[:, None].expand(-1, d0.shape[1], -1))
+        places = warped.gather(1, chosen[:, :, None].expand(-1, -1, 2))
+        kept = usable.gather(1, chosen)
+        match = (anchors * _sample(d1, places)).sum(1)
+        wrong = (anchors.transpose(1, 2) @ d1.flatten(2)).gather(2, drawn)
+
+        centers = cell_centers(rows, columns, device, warped.dtype)
+        countable = kept[:, :, None] & ~within(places[:, :, None], centers[drawn], exclusion)
+        if valid1 is not None:
+            countable &= valid1.flatten(1).gather(1, drawn.flatten(1)).view_as(drawn)
+        positive = F.relu(positive_margin - match) * kept
+        negative = F.relu(wrong - negative_margin) * countable
+        return lambda_d * image_mean(positive.sum(1), kept.sum(1), "image") + image_mean(
+            negative.sum((1, 2)), countable.sum((1, 2)), "image"
+        )
+
+
+def _landing(
+    H: Tensor, valid_source: Tensor | None, valid_target: Tensor | None, like: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Where the cells land (B, N, 2), and whether both ends are valid and inside (B, N).
+
+    Places outside are moved to the border, finite, so that sampling there stays harmless.
+    """
+    rows, columns = like.shape[-2:]
+    x, y = warped_centers(H, rows, columns)[1].unbind(-1)
+    last_x, last_y = columns * CELL_SIZE - 1, rows * CELL_SIZE - 1
+    usable = (x >= 0) & (x <= last_x) & (y >= 0) & (y <= last_y)
+    x, y = x.nan_to_num(0.0).clamp(0, last_x), y.nan_to_num(0.0).clamp(0, last_y)
+    if valid_source is not None:
+        usable = usable & valid_source.flatten(1)
+    if valid_target is not None:
+        cell_x, cell_y = (((v + 0.5) / CELL_SIZE).floor().long() for v in (x, y))
+        usable = usable & valid_target.flatten(1).gather(1, cell_y * columns + cell_x)
+    return torch.stack((x, y), dim=-1), usable
+
+
+def _sample(descriptors: Tensor, points: Tensor) -> Tensor:
+    """Unit descriptors (B, D, K) at pixels ``points`` (B, K, 2): bilinear, border padding."""
+    rows, columns = descriptors.shape[-2:]
+    x, y = points.to(descriptors.dtype).unbind(-1)
+    # grid_sample puts the image edges, pixels -0.5 and size - 0.5, at -1 and 1.
+    scaled = ((2 * x + 1) / (columns * CELL_SIZE) - 1, (2 * y + 1) / (rows * CELL_SIZE) - 1)
+    grid = torch.stack(scaled, dim=-1)[:, :, None]
+    sampled = F.grid_sample(descriptors, grid, padding_mode="border", align_corners=False)
+    return F.normalize(sampled.squeeze(-1), dim=1)

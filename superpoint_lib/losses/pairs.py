@@ -1,0 +1,83 @@
+"""Which cells of two images correspond."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from superpoint_lib.geometry import warp_points
+from superpoint_lib.geometry.cells import CELL_SIZE
+
+
+def cell_centers(
+    rows: int,
+    columns: int,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Pixel positions (x, y) of the cell centres, row-major: (rows * columns, 2).
+
+    Convention: 8 i + 3.5, the middle of pixels 8 i .. 8 i + 7 with pixel centres at integers.
+    """
+    y, x = torch.meshgrid(
+        torch.arange(rows, device=device, dtype=dtype),
+        torch.arange(columns, device=device, dtype=dtype),
+        indexing="ij",
+    )
+    return torch.stack((x, y), dim=-1).reshape(-1, 2) * CELL_SIZE + (CELL_SIZE - 1) / 2
+
+
+def positive_pairs(H_0to1: Tensor, rows: int, columns: int, distance: float = 7.5) -> Tensor:
+    """Which cells of image 1 lie where a cell of image 0 lands.
+
+    Args:
+        H_0to1: (B, 3, 3), pixels of image 0 to pixels of image 1.
+        rows, columns: size of the coarse grid, Hc and Wc.
+        distance: pixels, inclusive. 7.5 leaves one positive per cell under the identity; the
+            paper's 8 makes the four direct neighbours positive too.
+
+    Returns:
+        bool (B, N, N), N = Hc * Wc: [b, i, j] true where the centre of cell i of image 0, warped,
+        is within ``distance`` of the centre of cell j of image 1.
+
+    Source: DeTone et al., SuperPoint (2018), equation 4. Derived in notebook 04.
+    """
+    centers, warped = warped_centers(H_0to1, rows, columns)
+    return within(warped[:, :, None], centers[None, None], distance)
+
+
+def warped_centers(H_0to1: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    """Cell centres (N, 2) and where they land in image 1 (B, N, 2)."""
+    centers = cell_centers(rows, columns, H_0to1.device, H_0to1.dtype)
+    return centers, warp_points(centers.expand(len(H_0to1), -1, -1), H_0to1)
+
+
+def within(a: Tensor, b: Tensor, distance: float) -> Tensor:
+    """Euclidean distance <= ``distance``, broadcast, without a square root."""
+    return (a[..., 0] - b[..., 0]).square() + (a[..., 1] - b[..., 1]).square() <= distance**2
+
+
+def nearby_cells(H_0to1: Tensor, rows: int, columns: int, distance: float) -> tuple[Tensor, Tensor]:
+    """The true entries of `positive_pairs` without its (B, N, N) table.
+
+    Returns flat indices (B, N, K) of the cells of image 1 around each landing place and which of
+    them are positive; K = 9 for distances up to 12 px.
+    """
+    centers, warped = warped_centers(H_0to1, rows, columns)
+    reach = math.floor(distance / CELL_SIZE + 0.5)
+    steps = torch.arange(-reach, reach + 1, device=warped.device)
+    offset_x, offset_y = torch.cartesian_prod(steps, steps).unbind(-1)
+    # Points at infinity have no cell; any far index will do, the distance below refuses them.
+    grid = (
+        ((warped - (CELL_SIZE - 1) / 2) / CELL_SIZE)
+        .nan_to_num(-1e6)
+        .clamp(-1e6, 1e6)
+        .round()
+        .long()
+    )
+    x, y = grid[:, :, :1] + offset_x, grid[:, :, 1:] + offset_y
+    inside = (x >= 0) & (x < columns) & (y >= 0) & (y < rows)
+    index = y.clamp(0, rows - 1) * columns + x.clamp(0, columns - 1)
+    return index, inside & within(warped[:, :, None], centers[index], distance)
