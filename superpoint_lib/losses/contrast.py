@@ -68,19 +68,19 @@ def _infonce_one_way(
     with full_precision(source):
         warped, usable = _landing(H, valid_source, valid_target, source)
         sampled = _sample(target, warped)
-    # Under autocast in bfloat16, a product of unit vectors is off by 0.002 at most, and it is most
-    # of the work. Everything that adds up, the softmax above all, is computed in full.
-    similarity = (source.flatten(2) / temperature).transpose(1, 2) @ sampled
-    with full_precision(source):
-        logits = promote(similarity)
         with torch.no_grad():
             left_out = torch.cdist(warped, warped) <= exclusion
             left_out |= ~usable[:, None]
             # The diagonal always stays, so that no row is empty: an empty one has NaN gradients.
             left_out.diagonal(dim1=1, dim2=2).fill_(False)
+            mask = torch.zeros_like(left_out, dtype=source.dtype).masked_fill_(left_out, -math.inf)
+    # Under autocast in bfloat16, a product of unit vectors is off by 0.002 at most, and it is most
+    # of the work. Everything that adds up, the softmax above all, is computed in full.
+    logits = torch.baddbmm(mask, source.flatten(2).mT, sampled, alpha=1 / temperature)
+    with full_precision(source):
         batch, cells = usable.shape
         own_place = torch.arange(cells, device=logits.device).repeat(batch)
-        rows = logits.masked_fill_(left_out, -math.inf).flatten(0, 1)
+        rows = promote(logits).flatten(0, 1)
         losses = F.cross_entropy(rows, own_place, reduction="none").view(batch, cells)
         weights = usable.to(losses.dtype)
         return image_mean((losses * weights).sum(1), weights.sum(1), "image")
@@ -174,11 +174,21 @@ def _landing(
 
 
 def _sample(descriptors: Tensor, points: Tensor) -> Tensor:
-    """Unit descriptors (B, D, K) at pixels ``points`` (B, K, 2): bilinear, border padding."""
-    rows, columns = descriptors.shape[-2:]
-    x, y = points.to(descriptors.dtype).unbind(-1)
-    # grid_sample puts the image edges, pixels -0.5 and size - 0.5, at -1 and 1.
-    scaled = ((2 * x + 1) / (columns * CELL_SIZE) - 1, (2 * y + 1) / (rows * CELL_SIZE) - 1)
-    grid = torch.stack(scaled, dim=-1)[:, :, None]
-    sampled = F.grid_sample(descriptors, grid, padding_mode="border", align_corners=False)
-    return F.normalize(sampled.squeeze(-1), dim=1)
+    """Unit descriptors (B, D, K) at pixels ``points`` (B, K, 2): bilinear, border padding.
+
+    A weighted sum of four rows of a table: ``grid_sample`` does the same in twice the time.
+    """
+    batch, size, rows, columns = descriptors.shape
+    last = points.new_tensor((columns - 1, rows - 1))
+    cell = ((points - (CELL_SIZE - 1) / 2) / CELL_SIZE).clamp_min(0).minimum(last)
+    first = cell.floor()
+    ends = torch.stack((first, (first + 1).minimum(last)), dim=2).long()  # (B, K, 2 ends, x and y)
+    shares = torch.stack((1 - cell + first, cell - first), dim=2).to(descriptors.dtype)
+    image = torch.arange(batch, device=points.device)[:, None, None, None] * rows
+    index = (image + ends[:, :, :, None, 1]) * columns + ends[:, :, None, :, 0]
+    weights = shares[:, :, :, None, 1] * shares[:, :, None, :, 0]
+    table = descriptors.permute(0, 2, 3, 1).reshape(-1, size)
+    sampled = F.embedding_bag(
+        index.view(-1, 4), table, per_sample_weights=weights.view(-1, 4), mode="sum"
+    )
+    return F.normalize(sampled, dim=1).view(batch, -1, size).mT
