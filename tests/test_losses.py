@@ -488,6 +488,22 @@ def test_sampling_agrees_with_extraction():
 # ----------------------------------------------------------------------------- dense hinge
 
 
+@pytest.mark.parametrize(("rows", "columns"), [(3, 5), (1, 4), (1, 1)])
+def test_sampling_agrees_with_grid_sample_beyond_the_border_too(rows, columns):
+    maps = descriptors_of(2, 8, rows, columns).requires_grad_()
+    generator = torch.Generator().manual_seed(0)
+    size = torch.tensor((8.0 * columns, 8.0 * rows), dtype=torch.float64)
+    points = (1.4 * torch.rand(2, 40, 2, generator=generator, dtype=torch.float64) - 0.2) * size
+    grid = ((2 * points + 1) / size - 1)[:, :, None]
+    expected = F.grid_sample(maps, grid, padding_mode="border", align_corners=False)
+    expected = F.normalize(expected.squeeze(-1), dim=1)
+    sampled = _sample(maps, points)
+    torch.testing.assert_close(sampled, expected)
+    weights = torch.randn(sampled.shape, generator=generator, dtype=torch.float64)
+    gradients = [torch.autograd.grad((one * weights).sum(), maps)[0] for one in (sampled, expected)]
+    torch.testing.assert_close(*gradients)
+
+
 def test_hinge_loss_of_two_cells_by_hand():
     # Similarities: 0.6 and 0.8 on the diagonal (positives), 0.5 and -0.1 off it.
     d0 = torch.eye(2).view(1, 2, 1, 2)
