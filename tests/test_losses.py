@@ -461,7 +461,7 @@ def test_a_shift_by_one_cell_pairs_neighbours():
 
 
 @pytest.mark.parametrize("distance", [0.5, 4.0, 7.5, 8.0, 12.0, 20.0])
-def testnearby_cells_are_the_true_entries_of_the_full_table(distance):
+def test_nearby_cells_are_the_true_entries_of_the_full_table(distance):
     H = torch.cat([homographies(4), translation(0, 0).double(), translation(1e7, 0).double()])
     H = torch.cat([H, torch.tensor([[[1.0, 0, 0], [0, 1, 0], [1, 0, -3.5]]]).double()])  # infinity
     index, positive = nearby_cells(H, 5, 6, distance)

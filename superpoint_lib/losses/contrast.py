@@ -10,7 +10,7 @@ from torch import Tensor
 
 from superpoint_lib.geometry import adjugate
 from superpoint_lib.geometry.cells import CELL_SIZE
-from superpoint_lib.losses.pairs import cell_centers, warped_centers, within
+from superpoint_lib.losses.pairs import cell_centers, valid_at, warped_centers, within
 from superpoint_lib.losses.shared import check_pair, full_precision, image_mean, promote
 
 
@@ -168,15 +168,14 @@ def _landing(
     if valid_source is not None:
         usable = usable & valid_source.flatten(1)
     if valid_target is not None:
-        cell_x, cell_y = (((v + 0.5) / CELL_SIZE).floor().long() for v in (x, y))
-        usable = usable & valid_target.flatten(1).gather(1, cell_y * columns + cell_x)
+        usable = usable & valid_at(valid_target, (torch.stack((x, y), dim=1) + 0.5).long())
     return torch.stack((x, y), dim=-1), usable
 
 
 def _sample(descriptors: Tensor, points: Tensor) -> Tensor:
     """Unit descriptors (B, D, K) at pixels ``points`` (B, K, 2): bilinear, border padding.
 
-    A weighted sum of four rows of a table: ``grid_sample`` does the same in twice the time.
+    A weighted sum of four rows of a table, which is quicker than ``grid_sample`` on a CPU.
     """
     batch, size, rows, columns = descriptors.shape
     last = points.new_tensor((columns - 1, rows - 1))

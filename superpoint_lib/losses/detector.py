@@ -12,7 +12,8 @@ from torch import Tensor
 
 from superpoint_lib.geometry import adjugate, warp_points
 from superpoint_lib.geometry.cells import CELL_SIZE, DUSTBIN
-from superpoint_lib.losses.shared import cell_weights, full_precision, image_mean, promote
+from superpoint_lib.losses.pairs import valid_at
+from superpoint_lib.losses.shared import full_precision, image_mean, promote
 
 
 def detector_loss(
@@ -38,10 +39,15 @@ def detector_loss(
     """
     with full_precision(logits):
         losses = F.cross_entropy(promote(logits), labels, reduction="none")
-        weights = cell_weights(valid, losses)
+        weights = _cell_weights(valid, losses)
         return image_mean(
             (losses * weights).flatten(1).sum(1), weights.flatten(1).sum(1), normalisation
         )
+
+
+def _cell_weights(valid: Tensor | None, like: Tensor) -> Tensor:
+    """One for valid cells, zero for the others, shaped and typed ``like`` another tensor."""
+    return torch.ones_like(like) if valid is None else valid.to(like.dtype)
 
 
 def position_loss(
@@ -129,7 +135,7 @@ def agreement_loss(
         counted = inside & (labels0 < DUSTBIN).flatten(1)
         counted = counted & (torch.minimum(value0, value1) > math.log(threshold))
         if valid1 is not None:
-            counted = counted & _valid_at(valid1, pixel)
+            counted = counted & valid_at(valid1, pixel)
         # Points at infinity are replaced: times a weight of 0 they would still be infinite.
         moved = torch.where(inside[:, None], moved, pixel.to(moved))
         losses = F.huber_loss(found1, moved, reduction="none").sum(1)
@@ -175,10 +181,9 @@ def repeatability_loss(
     """
     with full_precision(logits0):
         heatmap0, heatmap1 = (_log_heatmap(logits).exp() for logits in (logits0, logits1))
-        inputs = (valid0, valid1, cost, reach)
-        forward = _unrepeated(heatmap0, heatmap1, H_0to1, *inputs)
-        inputs = (valid1, valid0, cost, reach)
-        backward = _unrepeated(heatmap1, heatmap0, adjugate(H_0to1), *inputs)
+        H_1to0 = adjugate(H_0to1)
+        forward = _unrepeated(heatmap0, heatmap1, H_0to1, valid0, valid1, cost, reach)
+        backward = _unrepeated(heatmap1, heatmap0, H_1to0, valid1, valid0, cost, reach)
         return (forward + backward) / 2
 
 
@@ -201,10 +206,10 @@ def _unrepeated(
     landed = torch.where(counted[:, None], landed, nearest.to(landed))
     counts = heatmap.new_full((batch,), math.prod(cells))
     if valid is not None:
-        counted = counted & _valid_at(valid, pixels.long())
+        counted = counted & valid_at(valid, pixels.long())
         counts = valid.flatten(1).sum(1).to(heatmap)
     if valid_other is not None:
-        counted = counted & _valid_at(valid_other, nearest)
+        counted = counted & valid_at(valid_other, nearest)
     grid = (2 * landed + 1) / landed.new_tensor([[width], [height]]) - 1
     found = F.grid_sample(
         _sum_near(other, reach).clamp(max=1)[:, None],
@@ -218,7 +223,7 @@ def _unrepeated(
 
 def _sum_near(heatmap: Tensor, reach: int) -> Tensor:
     """Sums (B, H, W) over squares of 2 ``reach`` + 1 pixels, the outermost ring counted by half."""
-    # Two means of squares, of 2 reach and of 2 pixels: many times faster than one convolution.
+    # Two means of squares, of 2 reach and of 2 pixels: quicker than one convolution.
     squares = F.avg_pool2d(F.pad(heatmap, [reach] * 4), 2 * reach, 1)
     return F.avg_pool2d(squares, 2, 1) * (2 * reach) ** 2
 
@@ -234,12 +239,6 @@ def _pixels_of(points: Tensor, cells: Sequence[int]) -> tuple[Tensor, Tensor]:
     height, width = (CELL_SIZE * n for n in cells)
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     return torch.stack((x.clamp(0, width - 1), y.clamp(0, height - 1)), 1).long(), inside
-
-
-def _valid_at(valid: Tensor, pixels: Tensor) -> Tensor:
-    """Whether whole pixels (B, 2, N) of the image lie in cells that are ``valid`` (B, Hc, Wc)."""
-    x, y = (pixels // CELL_SIZE).unbind(1)
-    return valid.flatten(1).gather(1, y * valid.shape[2] + x)
 
 
 def _find_near(

@@ -14,7 +14,6 @@ from superpoint_lib.losses.shared import (
     check_pair,
     full_precision,
     image_mean,
-    pair_weights,
     promote,
 )
 
@@ -100,8 +99,8 @@ def descriptor_hinge_loss(
     with full_precision(descriptors0):
         similarity = _similarity(descriptors0, descriptors1, config)
         index, positive = nearby_cells(H_0to1, rows, columns, config.positive_distance)
-        weights0 = pair_weights(valid0, descriptors0, similarity)
-        weights1 = pair_weights(valid1, descriptors1, similarity)
+        weights0 = _pair_weights(valid0, descriptors0, similarity)
+        weights1 = _pair_weights(valid1, descriptors1, similarity)
 
         as_negative = (similarity - config.negative_margin).relu_()
         everywhere = (weights0[:, None] @ as_negative @ weights1[:, :, None]).flatten()
@@ -162,6 +161,13 @@ def _similarity(descriptors0: Tensor, descriptors1: Tensor, config: HingeConfig)
     if config.double_normalisation:
         similarity = F.normalize(F.normalize(similarity, dim=2), dim=1)
     return similarity
+
+
+def _pair_weights(valid: Tensor | None, descriptors: Tensor, like: Tensor) -> Tensor:
+    """(B, N) one for valid cells, zero for the others."""
+    if valid is None:
+        return like.new_ones(descriptors.shape[0], descriptors.shape[2] * descriptors.shape[3])
+    return valid.flatten(1).to(like.dtype)
 
 
 def _pair_counts(weights0: Tensor, weights1: Tensor, config: HingeConfig) -> Tensor:

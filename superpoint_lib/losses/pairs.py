@@ -1,4 +1,4 @@
-"""Which cells of two images correspond."""
+"""Which cells of two images correspond, and which count."""
 
 from __future__ import annotations
 
@@ -57,6 +57,12 @@ def warped_centers(H_0to1: Tensor, rows: int, columns: int) -> tuple[Tensor, Ten
 def within(a: Tensor, b: Tensor, distance: float) -> Tensor:
     """Euclidean distance <= ``distance``, broadcast, without a square root."""
     return (a[..., 0] - b[..., 0]).square() + (a[..., 1] - b[..., 1]).square() <= distance**2
+
+
+def valid_at(valid: Tensor, pixels: Tensor) -> Tensor:
+    """Whether whole pixels (B, 2, N) of the image lie in cells that are ``valid`` (B, Hc, Wc)."""
+    x, y = (pixels // CELL_SIZE).unbind(1)
+    return valid.flatten(1).gather(1, y * valid.shape[2] + x)
 
 
 def nearby_cells(H_0to1: Tensor, rows: int, columns: int, distance: float) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""What the losses share: precision, weights of cells, and how means are taken."""
+"""What the losses share: precision, and how means are taken."""
 
 from __future__ import annotations
 
@@ -16,18 +16,6 @@ def full_precision(like: Tensor) -> torch.autocast:
 def promote(values: Tensor) -> Tensor:
     """Float32, or float64 where it is that."""
     return values if values.dtype == torch.float64 else values.float()
-
-
-def cell_weights(valid: Tensor | None, like: Tensor) -> Tensor:
-    """One for valid cells, zero for the others, shaped and typed ``like`` another tensor."""
-    return torch.ones_like(like) if valid is None else valid.to(like.dtype)
-
-
-def pair_weights(valid: Tensor | None, descriptors: Tensor, like: Tensor) -> Tensor:
-    """(B, N) one for valid cells, zero for the others."""
-    if valid is None:
-        return like.new_ones(descriptors.shape[0], descriptors.shape[2] * descriptors.shape[3])
-    return valid.flatten(1).to(like.dtype)
 
 
 def image_mean(totals: Tensor, counts: Tensor, over: Literal["image", "batch"]) -> Tensor:

@@ -25,19 +25,6 @@ if TYPE_CHECKING:
 
 #: Keys that change how a run is watched or fed, not what it computes.
 _FREE_KEYS = frozenset({"log_every", "checkpoint_every", "workers"})
-_COLUMNS = (
-    "step",
-    "loss",
-    "detector",
-    "position",
-    "agreement",
-    "repeatability",
-    "descriptor",
-    "gradient_norm",
-    "learning_rate",
-    "images_per_second",
-    "seconds",
-)
 _PARTS = (
     "loss",
     "detector",
@@ -47,6 +34,7 @@ _PARTS = (
     "descriptor",
     "gradient_norm",
 )
+_COLUMNS = ("step", *_PARTS, "learning_rate", "images_per_second", "seconds")
 
 
 class NonFiniteLossError(RuntimeError):

@@ -72,14 +72,12 @@ def pair_step(model: nn.Module, batch: Batch, config: TrainConfig, step: int = 0
         agreement = agreement_loss(
             maps0["logits"], maps1["logits"], batch["labels0"], batch["H_0to1"], batch["valid1"]
         )
-        losses["loss"] = losses["loss"] + config.agreement_weight * agreement
-        losses["agreement"] = agreement
+        losses = _add(losses, "agreement", agreement, config.agreement_weight)
     if config.repeatability_weight:
         repeatability = repeatability_loss(
             maps0["logits"], maps1["logits"], batch["H_0to1"], batch["valid0"], batch["valid1"]
         )
-        losses["loss"] = losses["loss"] + config.repeatability_weight * repeatability
-        losses["repeatability"] = repeatability
+        losses = _add(losses, "repeatability", repeatability, config.repeatability_weight)
     if not config.descriptor_weight:
         return losses
     descriptors0, descriptors1 = maps0["descriptors"], maps1["descriptors"]
@@ -96,8 +94,12 @@ def pair_step(model: nn.Module, batch: Batch, config: TrainConfig, step: int = 0
             generator = torch.Generator(descriptors0.device)
             generator.manual_seed(config.seed * 1_000_003 + step)
             descriptor = descriptor_sparse_loss(*pair, generator=generator)
-    losses["loss"] = losses["loss"] + config.descriptor_weight * descriptor
-    return losses | {"descriptor": descriptor}
+    return _add(losses, "descriptor", descriptor, config.descriptor_weight)
+
+
+def _add(losses: Losses, name: str, part: Tensor, weight: float) -> Losses:
+    """The losses with one more part, weighed into their sum."""
+    return losses | {"loss": losses["loss"] + weight * part, name: part}
 
 
 def _detector_losses(logits: Tensor, batch: Batch, config: TrainConfig, view: str) -> Losses:
@@ -107,8 +109,7 @@ def _detector_losses(logits: Tensor, batch: Batch, config: TrainConfig, view: st
     losses = {"loss": config.detector_weight * detector, "detector": detector}
     if config.position_weight:
         position = position_loss(logits, labels, batch[f"offsets{view}"], valid)
-        losses["loss"] = losses["loss"] + config.position_weight * position
-        losses["position"] = position
+        losses = _add(losses, "position", position, config.position_weight)
     return losses
 
 
