@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -77,6 +77,9 @@ class AdaptConfig:
         sizes: the warps take these in turn: a warped picture is so many times as large as the
             picture, on whose pixels the labels are in any case. A network sees where a corner is
             more exactly in an enlarged picture (notebook 06, two sizes that must agree).
+        agree: look at every warp at each of the ``sizes``, not in turn, and take the geometric mean
+            of the responses: a pixel counts where all sizes see a keypoint. Costs as many looks as
+            there are sizes.
         share_warps: one set of homographies for all pictures instead of one for each. The masks
             and counts are then computed once for a batch; the price is that whatever the
             set favours (a missing rotation, say) is the same in every label.
@@ -102,6 +105,7 @@ class AdaptConfig:
     width: int = 320
     homography: str = "adaptation"
     sizes: tuple[float, ...] = (1.0,)
+    agree: bool = False
     share_warps: bool = False
     batch: int = 0
     subpixel: bool = True
@@ -151,6 +155,7 @@ _LABEL_SETTINGS = (
     "width",
     "homography",
     "sizes",
+    "agree",
     "share_warps",
     "subpixel",
     "seed",
@@ -239,14 +244,15 @@ def adapt_heatmap(
 
     Where warped images are s times as large (``config.sizes``), a pixel of the picture becomes s^2
     pixels, which share its probability: f_k(H_k p) is then s^2 times the response, at most 1.
+    With ``config.agree``, f_k and m_k are the geometric means over all sizes, of one warp each.
 
     Args:
         model: gives {"logits": (B, 65, H/8, W/8)}; used in the mode it is in.
         images: (B, 1, H, W) float32 in [0, 1], H and W multiples of 8, on the model's device.
         homographies: (N, 3, 3) shared by the images, or (B, N, 3, 3), picture pixels to warped
             pixels; the first should be the identity (see ``adaptation_homographies``).
-        config: ``aggregation``, ``border``, ``filter_counts``, ``sizes``, ``batch`` and
-            ``precision`` count.
+        config: ``aggregation``, ``border``, ``filter_counts``, ``sizes``, ``agree``, ``batch``
+            and ``precision`` count.
 
     Returns:
         heatmap (B, H, W) float32 in [0, 1], and counts (B, H, W) float32: how many warps saw a
@@ -271,8 +277,9 @@ def adapt_heatmap(
         )
     heatmap = torch.zeros((batch, height, width), device=images.device)
     counts = torch.zeros((matrices.shape[0], height, width), device=images.device)
-    for some, frame in _portions(matrices, images, config):
-        response, seen = _observe(model, images, some, frame, config)
+    for some, frames in _portions(matrices, images, config):
+        looks = [_observe(model, images, some, frame, config) for frame in frames]
+        response, seen = (_geometric_mean(values) for values in zip(*looks, strict=True))
         counts += seen.sum(1)
         if config.aggregation == "mean":
             heatmap += response.sum(1)
@@ -286,16 +293,23 @@ def adapt_heatmap(
 
 def _portions(
     matrices: Tensor, images: Tensor, config: AdaptConfig
-) -> Iterator[tuple[Tensor, _Frame]]:
-    """The homographies that go through the network at once, with the frame of what they warp."""
+) -> Iterator[tuple[Tensor, list[_Frame]]]:
+    """Homographies that go through the network at once, and the frames to look at each in."""
     batch, _, height, width = images.shape
     room = _batch_size(config, images.device) // batch
-    for turn, size in enumerate(config.sizes):
-        frame = _frame(height, width, size)
-        of_this_size = matrices[:, turn :: len(config.sizes)]
-        for some in of_this_size.split(max(1, round(room / frame.area)), dim=1):
+    frames = [_frame(height, width, size) for size in config.sizes]
+    groups = [frames] if config.agree else [[frame] for frame in frames]
+    for turn, group in enumerate(groups):
+        largest = max(frame.area for frame in group)
+        for some in matrices[:, turn :: len(groups)].split(max(1, round(room / largest)), dim=1):
             if some.shape[1]:
-                yield some, frame
+                yield some, group
+
+
+def _geometric_mean(values: Sequence[Tensor]) -> Tensor:
+    if len(values) == 1:
+        return values[0]
+    return torch.stack(tuple(values)).log().mean(0).exp()
 
 
 def _observe(

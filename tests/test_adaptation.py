@@ -199,6 +199,38 @@ def test_warps_take_the_sizes_in_turn_and_agree():
     assert float(smooth.max() / plain.max()) == pytest.approx((1 + 1.5**2) / 2, rel=0.05)
 
 
+def test_sizes_that_must_agree_give_the_geometric_mean_of_their_responses():
+    gray = torch.full((1, 1, HEIGHT, WIDTH), 0.2)
+    both = replace(CONFIG, sizes=(1.0, 2.0), agree=True)
+    heatmap, counts = adapt_heatmap(BrightnessDetector(), gray, IDENTITY[None], both)
+    # 0.2 / 64 at the first size, four times that at the second; in turn, one would get the first.
+    assert heatmap[0, 20, 30].item() == pytest.approx(np.sqrt(0.2 / 64 * 0.8 / 64), rel=1e-4)
+    assert (counts == 1).all()
+    detector = SpotDetector()
+    adapt_heatmap(detector, gray, drawn(5), both)
+    sides = [shape[2:] for shape in detector.seen for _ in range(shape[0])]
+    assert sorted(sides) == [(HEIGHT, WIDTH)] * 5 + [(2 * HEIGHT, 2 * WIDTH)] * 5
+
+
+def test_what_one_size_does_not_see_does_not_count_where_sizes_must_agree():
+    class OnlySmall(SpotDetector):
+        def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+            logits = super().forward(images)["logits"]
+            return {
+                "logits": logits
+                - 30 * (images.shape[-1] > WIDTH) * (torch.arange(65) < 64).view(1, 65, 1, 1)
+            }
+
+    image = torch.zeros(1, 1, HEIGHT, WIDTH)
+    image[0, 0, 20, 30] = 1
+    in_turn = replace(CONFIG, sizes=(1.0, 2.0))
+    twice = np.stack([IDENTITY, IDENTITY])
+    heatmap, _ = adapt_heatmap(OnlySmall(), image, twice, in_turn)
+    assert heatmap.max().item() == pytest.approx(0.25, rel=1e-4)
+    heatmap, _ = adapt_heatmap(OnlySmall(), image, twice, replace(in_turn, agree=True))
+    assert heatmap.isfinite().all() and heatmap.max() < 1e-5
+
+
 def test_sizes_that_are_no_multiples_of_cells_are_rounded_to_them():
     detector = SpotDetector()
     image = torch.zeros(1, 1, HEIGHT, WIDTH)

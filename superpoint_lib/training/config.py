@@ -308,6 +308,7 @@ _ENLARGED = replace(
 #: labels of a second, third (soft, agreement), fourth (turned, mixed) and fifth round of
 #: adaptation (sharper, repeatable) and from folded weights, without normalisation;
 #: superpoint-finer, from superpoint-mixed on, was tried and not shipped (results/README.md).
+#: superpoint-agreed goes on from superpoint-repeatable, on labels that two sizes agree on.
 #: magicpoint-synthetic-further goes on from magicpoint-synthetic, likewise. superpoint-open sees
 #: drawn shapes and pictures of open licences only, in one training from magicpoint-synthetic on
 #: (superpoint_lib/weights/README.md). original-stage1 and -stage2 (to be given stage 1's weights)
@@ -340,6 +341,14 @@ RECIPES: dict[str, TrainConfig] = {
         labels=("runs/labels6",),
         drawn_every=9,
         repeatability_weight=6.0,
+    ),
+    "superpoint-agreed": replace(
+        _ENLARGED,
+        init="runs/superpoint-repeatable.safetensors",
+        labels=("runs/labels7",),
+        steps=6500,
+        drawn_every=9,
+        repeatability_weight=3.0,
     ),
     "superpoint-open": replace(
         _SOFT,
