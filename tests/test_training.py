@@ -253,11 +253,15 @@ def test_the_agreement_of_both_views_adds_to_the_loss():
 
 
 def test_what_the_other_view_finds_again_adds_to_the_loss():
-    config = replace(TINY_PAIRS, repeatability_weight=2.0, descriptor_weight=0.0)
+    config = replace(
+        TINY_PAIRS, repeatability_weight=2.0, repeatability_reach=1, descriptor_weight=0.0
+    )
     net, batch = make_model(config).eval(), batch_of(config)
     losses = pair_step(net, batch, config)
     logits = [net(batch[f"image{i}"])["logits"] for i in "01"]
-    expected = repeatability_loss(*logits, batch["H_0to1"], batch["valid0"], batch["valid1"])
+    expected = repeatability_loss(
+        *logits, batch["H_0to1"], batch["valid0"], batch["valid1"], reach=1
+    )
     assert expected != 0
     torch.testing.assert_close(losses["repeatability"], expected)
     torch.testing.assert_close(losses["loss"], losses["detector"] + 2 * expected)

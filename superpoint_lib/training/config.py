@@ -53,6 +53,7 @@ class TrainConfig:
             (``losses.agreement_loss``); 0 leaves it out.
         repeatability_weight: of the loss of what the other view does not find again
             (``losses.repeatability_loss``); 0 leaves it out.
+        repeatability_reach: how far away it may be found, in pixels along x and y.
         label_threshold: least score of a photograph's label.
         soft_targets: ask the detector for the probabilities of the labels
             (``losses.keypoints_to_targets``) instead of for every keypoint with certainty.
@@ -117,6 +118,7 @@ class TrainConfig:
     position_weight: float = 0.0
     agreement_weight: float = 0.0
     repeatability_weight: float = 0.0
+    repeatability_reach: int = 2
     label_threshold: float = 0.0
     soft_targets: bool = False
     sharpen: float = 1.0
@@ -154,7 +156,13 @@ class TrainConfig:
             for name in names:
                 if name not in table:
                     raise ConfigError(f"{key}: no preset {name!r}; known: {list(table)}")
-        for key in ("steps", "batch_size", "log_every", "checkpoint_every"):
+        for key in (
+            "steps",
+            "batch_size",
+            "log_every",
+            "checkpoint_every",
+            "repeatability_reach",
+        ):
             if getattr(self, key) < 1:
                 raise ConfigError(f"{key}: must be at least 1, got {getattr(self, key)}")
         for key in ("drawn_every", "learning_rate", "weight_decay", "gradient_clip", "seed"):
@@ -346,9 +354,10 @@ RECIPES: dict[str, TrainConfig] = {
         _ENLARGED,
         init="runs/superpoint-repeatable.safetensors",
         labels=("runs/labels7",),
-        steps=6500,
+        steps=6000,
         drawn_every=9,
-        repeatability_weight=3.0,
+        repeatability_weight=8.0,
+        repeatability_reach=1,
     ),
     "superpoint-open": replace(
         _SOFT,

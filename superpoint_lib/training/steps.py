@@ -75,7 +75,12 @@ def pair_step(model: nn.Module, batch: Batch, config: TrainConfig, step: int = 0
         losses = _add(losses, "agreement", agreement, config.agreement_weight)
     if config.repeatability_weight:
         repeatability = repeatability_loss(
-            maps0["logits"], maps1["logits"], batch["H_0to1"], batch["valid0"], batch["valid1"]
+            maps0["logits"],
+            maps1["logits"],
+            batch["H_0to1"],
+            batch["valid0"],
+            batch["valid1"],
+            reach=config.repeatability_reach,
         )
         losses = _add(losses, "repeatability", repeatability, config.repeatability_weight)
     if not config.descriptor_weight:
