@@ -389,6 +389,11 @@ def test_repeatability_loss_by_hand():
         view1 = two_pixels(4, 3).roll(1, 3)
         loss = repeatability_loss(logits0, view1, translation(shift, 0), cost=cost)
         assert loss.item() == pytest.approx((cost - found) / cells, abs=1e-6)
+    # Within one pixel, of which the outermost counts by half.
+    for shift, found in ((8, 1.0), (7, 0.5), (6, 0.0)):
+        view1 = two_pixels(4, 3).roll(1, 3)
+        loss = repeatability_loss(logits0, view1, translation(shift, 0), cost=cost, reach=1)
+        assert loss.item() == pytest.approx((cost - found) / cells, abs=1e-6)
     # Half as probable in view 1, p = 1 pays for half, p = 1/2 for one.
     half = two_pixels(4, 3, 64).roll(1, 3)
     expected = ((cost - 0.5) + 0.5 * (cost - 1)) / 2 / cells
