@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from superpoint_lib import adaptation
 from superpoint_lib.adaptation import (
     AdaptConfig,
     adapt_heatmap,
     adaptation_homographies,
     adapted_keypoints,
+    export,
     export_labels,
     heatmap_keypoints,
     keypoint_probabilities,
@@ -460,14 +460,14 @@ def test_unreadable_pictures_are_listed_at_the_end(config, images):
 
 
 def test_any_failure_to_read_one_picture_leaves_the_others(config, monkeypatch):
-    read = adaptation.read_label_image
+    read = export.read_label_image
 
     def broken(path, size):
         if path.name == "b.jpg":
             raise MemoryError
         return read(path, size)
 
-    monkeypatch.setattr(adaptation, "read_label_image", broken)
+    monkeypatch.setattr(export, "read_label_image", broken)
     report = export_labels(config, progress=False)
     assert names(report.written) == {"a.npz", "c.npz"}
     assert [(path.name, reason) for path, reason in report.failed] == [("b.jpg", "MemoryError")]
@@ -499,7 +499,7 @@ def test_native_sizes(config, images):
 def test_pictures_of_many_sizes_do_not_all_wait_in_memory(config, images, monkeypatch):
     for i in range(40):
         cv2.imwrite(str(images / f"{i:02}.png"), np.full((40, 40 + i), 99, np.uint8))
-    read, reads, batches = adaptation._read, [], []
+    read, reads, batches = export._read, [], []
 
     def count(job, config):
         reads.append(job.name)
@@ -508,8 +508,8 @@ def test_pictures_of_many_sizes_do_not_all_wait_in_memory(config, images, monkey
     def record(model, batch, *settings):
         batches.append((len(reads), [image.shape for _, image in batch]))
 
-    monkeypatch.setattr(adaptation, "_read", count)
-    monkeypatch.setattr(adaptation, "_label_batch", record)
+    monkeypatch.setattr(export, "_read", count)
+    monkeypatch.setattr(export, "_label_batch", record)
     report = export_labels(replace(config, height=0, width=0, batch=9), progress=False)
     # Three go through the network together: twelve wait, six are read ahead.
     assert batches[0][0] <= 12 + 6 + 1
@@ -532,9 +532,9 @@ def test_several_folders(config, images, tmp_path):
 def test_shared_warps_are_the_same_for_every_picture(config):
     export_labels(replace(config, share_warps=True, batch=9), progress=False)
     shared = replace(config, share_warps=True)
-    first, second = (adaptation._picture_homographies(n, (48, 64), shared) for n in "ab")
+    first, second = (export._picture_homographies(n, (48, 64), shared) for n in "ab")
     assert np.array_equal(first, second)
-    first, second = (adaptation._picture_homographies(n, (48, 64), config) for n in "ab")
+    first, second = (export._picture_homographies(n, (48, 64), config) for n in "ab")
     assert not np.allclose(first, second)
 
 

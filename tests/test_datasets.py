@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from superpoint_lib import datasets
 from superpoint_lib.augmentation import PHOTOMETRIC_PRESETS
 from superpoint_lib.batches import RawSamples
 from superpoint_lib.datasets import (
@@ -495,7 +494,7 @@ def test_a_picture_found_unreadable_later_is_replaced(folders):
 
 
 def test_the_cache_stops_at_its_limit(folders, monkeypatch):
-    monkeypatch.setattr(datasets, "_READ_CHUNK", 2)
+    monkeypatch.setattr("superpoint_lib.datasets.photos._READ_CHUNK", 2)
     dataset = PhotoDataset([folders[0]], [folders[1]], 48, 64, cache_bytes=3 * 48 * 64)
     assert len(dataset._cache) == 4
     whole = PhotoDataset([folders[0]], [folders[1]], 48, 64)
@@ -554,8 +553,8 @@ def test_motorcycle_pair_shows_one_scene():
 
 
 def test_export_and_resolve(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets, "runs_dir", lambda: tmp_path / "runs")
-    monkeypatch.setattr(datasets, "data_dir", lambda: tmp_path / "data")
+    monkeypatch.setattr("superpoint_lib.datasets.bundled.runs_dir", lambda: tmp_path / "runs")
+    monkeypatch.setattr("superpoint_lib.datasets.bundled.data_dir", lambda: tmp_path / "data")
     folder = resolve_images("auto", "benchmark")
     assert folder == resolve_images("bundled", "benchmark") == tmp_path / "runs/bundled/benchmark"
     paths = export_bundled_photos(folder, "benchmark")
