@@ -27,6 +27,7 @@ BUNDLED_NAMES = ("superpoint", "superpoint-open", "magicpoint", "magicpoint-synt
 OWN_LAYOUT = "superpoint-lib"
 OWN_VERSION = 1
 _STEP = ".step"
+_SMALL_SHARE = 50
 
 _BLOCKS = (
     *(f"encoder.block{stage}{half}" for stage in (1, 2, 3, 4) for half in "ab"),
@@ -196,7 +197,9 @@ def save_weights(
 
     Convention: as int8, a kernel w is stored as whole numbers q = round(w / s), -127..127, and as
     one step s = max |w| / 127 for each output channel, under the kernel's key and ".step"; all
-    else is float16 then. ``load_weights`` gives q s.
+    else is float16 then. So are kernels with less than a fiftieth of all numbers: they save next to
+    nothing, and the first kernels and the detector's last ones, which are so small, bear rounding
+    worst. ``load_weights`` gives q s.
 
     Args:
         path: must end in ``.safetensors``.
@@ -219,11 +222,12 @@ def save_weights(
         raise ValueError(f"{path}: weights are written as .safetensors; give the file that ending")
     tensors: dict[str, Tensor] = {}
     floats = torch.float16 if dtype == torch.int8 else dtype
+    few = sum(value.numel() for value in state_dict.values()) / _SMALL_SHARE
     for key, value in state_dict.items():
         stored = value.detach().to("cpu", floats if value.is_floating_point() else value.dtype)
         if not stored.isfinite().all():
             raise ValueError(f"{path}: {key!r} is not finite as {floats}; nothing was written")
-        if dtype == torch.int8 and value.ndim == 4:
+        if dtype == torch.int8 and value.ndim == 4 and value.numel() >= few:
             stored, tensors[key + _STEP] = _as_steps(value.detach().to("cpu", torch.float32))
         tensors[key] = stored.contiguous()
     header = {

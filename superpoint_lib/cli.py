@@ -181,8 +181,8 @@ class ExportOptions:
     output: Path = Path("superpoint.onnx")
     """The file to write: .onnx or .safetensors."""
     stored_as: Literal["float16", "int8"] = "float16"
-    """Numbers of a .safetensors file. int8 halves it: kernels are rounded to 1/127 of the largest
-    weight of each output channel."""
+    """Numbers of a .safetensors file. int8 halves it: all but the smallest kernels are rounded to
+    1/127 of the largest weight of each output channel."""
     blend: str = ""
     """Weights to average those of a training with, number by number: what it was trained further
     from, to keep some of what that could do better."""

@@ -309,14 +309,14 @@ _ENLARGED = replace(
 )
 
 #: Ready configurations. magicpoint-synthetic, magicpoint-adapted, superpoint, superpoint-further,
-#: superpoint-soft, superpoint-agreement, superpoint-turned, superpoint-mixed, superpoint-sharper
-#: and superpoint-repeatable train the bundled weights, each starting from the one before
-#: (magicpoint-adapted and superpoint are to be given it as ``init``, the others expect it in runs;
-#: superpoint-repeatable starts from the average of the two before); from superpoint-further on, on
-#: labels of a second, third (soft, agreement), fourth (turned, mixed) and fifth round of
-#: adaptation (sharper, repeatable) and from folded weights, without normalisation;
-#: superpoint-finer, from superpoint-mixed on, was tried and not shipped (results/README.md).
-#: superpoint-agreed goes on from superpoint-repeatable, on labels that two sizes agree on.
+#: superpoint-soft, superpoint-agreement, superpoint-turned, superpoint-mixed, superpoint-sharper,
+#: superpoint-repeatable and superpoint-agreed train the bundled weights, each starting from the one
+#: before (magicpoint-adapted and superpoint are to be given it as ``init``, the others expect it in
+#: runs; superpoint-repeatable starts from the average of the two before); from superpoint-further
+#: on, on labels of a second, third (soft, agreement), fourth (turned, mixed), fifth (sharper,
+#: repeatable) and sixth round of adaptation (agreed) and from folded weights, without
+#: normalisation; superpoint-finer, from superpoint-mixed on, was tried and not shipped
+#: (results/README.md).
 #: magicpoint-synthetic-further goes on from magicpoint-synthetic, likewise. superpoint-open sees
 #: drawn shapes and pictures of open licences only, in one training from magicpoint-synthetic on
 #: (superpoint_lib/weights/README.md). original-stage1 and -stage2 (to be given stage 1's weights)
