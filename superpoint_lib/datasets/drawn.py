@@ -22,7 +22,7 @@ class ShapesDataset(Samples):
     """Synthetic shapes, drawn when they are asked for; no picture is ever seen twice.
 
     ``dataset[i]`` draws sample ``i`` of ``seed``, warps and changes it photometrically, and gives
-    the tensors described at the top of the module, the same whatever worker process draws it::
+    the tensors that ``superpoint_lib.datasets`` describes, the same whatever process draws it::
 
         dataset = ShapesDataset(seed=7)
         dataset[0]["image"]      # (1, 120, 160) float32 in [0, 1]

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from superpoint_lib.augmentation import PHOTOMETRIC_PRESETS, PhotometricConfig
-from superpoint_lib.datasets.labels import label_folders as folders_of_labels
-from superpoint_lib.datasets.labels import load_labels, read_label_image
+from superpoint_lib.datasets.labels import label_folders, load_labels, read_label_image
 from superpoint_lib.datasets.samples import (
     AUGMENTATION_STREAM,
     Homographies,
@@ -272,7 +271,7 @@ def _paired_folders(
     image_folders: Sequence[str | Path], labels: Sequence[str | Path]
 ) -> list[tuple[Path, Path]]:
     if len(labels) == 1:
-        labels = folders_of_labels(image_folders, labels[0])
+        labels = label_folders(image_folders, labels[0])
     if len(image_folders) != len(labels) or not image_folders:
         raise ValueError(
             f"give one label folder for each image folder, or one for all: got "

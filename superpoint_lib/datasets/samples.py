@@ -111,7 +111,7 @@ def make_views(
             ones.
 
     Returns:
-        The sample described at the top of this module: labels are int64 in 0..64 (64 is the
+        The sample that ``superpoint_lib.datasets`` describes: labels are int64 in 0..64 (64 is the
         dustbin), ``offsets`` tell where in its pixel a keypoint is, ``valid`` is true for cells
         whose 64 pixels all show the picture, ``H_0to1`` is float32, and ``targets``, there if
         ``probabilities`` are given, are those of ``losses.keypoints_to_targets``.
