@@ -27,7 +27,7 @@ BUNDLED_NAMES = ("superpoint", "superpoint-open", "magicpoint", "magicpoint-synt
 OWN_LAYOUT = "superpoint-lib"
 OWN_VERSION = 1
 _STEP = ".step"
-_SMALL_SHARE = 50
+_SMALL_SHARE = 0.02  # of the numbers of a network: a kernel with less is small
 
 _BLOCKS = (
     *(f"encoder.block{stage}{half}" for stage in (1, 2, 3, 4) for half in "ab"),
@@ -222,12 +222,12 @@ def save_weights(
         raise ValueError(f"{path}: weights are written as .safetensors; give the file that ending")
     tensors: dict[str, Tensor] = {}
     floats = torch.float16 if dtype == torch.int8 else dtype
-    few = sum(value.numel() for value in state_dict.values()) / _SMALL_SHARE
+    least = _SMALL_SHARE * sum(value.numel() for value in state_dict.values())
     for key, value in state_dict.items():
         stored = value.detach().to("cpu", floats if value.is_floating_point() else value.dtype)
         if not stored.isfinite().all():
             raise ValueError(f"{path}: {key!r} is not finite as {floats}; nothing was written")
-        if dtype == torch.int8 and value.ndim == 4 and value.numel() >= few:
+        if dtype == torch.int8 and value.ndim == 4 and value.numel() >= least:
             stored, tensors[key + _STEP] = _as_steps(value.detach().to("cpu", torch.float32))
         tensors[key] = stored.contiguous()
     header = {

@@ -184,4 +184,9 @@ def agreement(heatmaps: Sequence[Tensor], shape: tuple[int, int]) -> Tensor:
         F.interpolate(heatmap[None], shape, mode="bilinear", align_corners=False)[0]
         for heatmap in heatmaps
     ]
-    return torch.stack(same).clamp_min(_LEAST).log().mean(0).exp()
+    return geometric_mean([heatmap.clamp_min(_LEAST) for heatmap in same])
+
+
+def geometric_mean(values: Sequence[Tensor]) -> Tensor:
+    """``(v_1 ... v_n)^(1/n)`` of tensors of one shape, none negative; 0 where one of them is."""
+    return values[0] if len(values) == 1 else torch.stack(tuple(values)).log().mean(0).exp()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ from superpoint_lib.geometry import (
 )
 from superpoint_lib.geometry.cells import CELL_SIZE
 from superpoint_lib.model import uses_bfloat16
+from superpoint_lib.multiscale import geometric_mean
 
 
 def adaptation_homographies(
@@ -124,7 +125,7 @@ def adapt_heatmap(
     counts = torch.zeros((matrices.shape[0], height, width), device=images.device)
     for some, frames in _portions(matrices, images, config):
         looks = [_observe(model, images, some, frame, config) for frame in frames]
-        response, seen = (_geometric_mean(values) for values in zip(*looks, strict=True))
+        response, seen = (geometric_mean(values) for values in zip(*looks, strict=True))
         counts += seen.sum(1)
         if config.aggregation == "mean":
             heatmap += response.sum(1)
@@ -149,12 +150,6 @@ def _portions(
         for some in matrices[:, turn :: len(groups)].split(max(1, round(room / largest)), dim=1):
             if some.shape[1]:
                 yield some, group
-
-
-def _geometric_mean(values: Sequence[Tensor]) -> Tensor:
-    if len(values) == 1:
-        return values[0]
-    return torch.stack(tuple(values)).log().mean(0).exp()
 
 
 def _observe(

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from superpoint_lib.augmentation import PHOTOMETRIC_PRESETS, PhotometricConfig
 from superpoint_lib.datasets.samples import (
-    AUGMENTATION_STREAM,
     Homographies,
     Labelled,
     Samples,
-    check_index,
+    augmentation_rng,
     check_view_arguments,
     in_turn,
 )
@@ -66,7 +63,6 @@ class ShapesDataset(Samples):
 
     def labelled(self, index: int) -> Labelled:
         """Sample ``index`` before it is augmented."""
-        check_index(index)
+        rng = augmentation_rng(self.seed, index)
         image, keypoints, _ = draw_sample(index, self.shapes, self.seed)
-        rng = np.random.default_rng([self.seed, index, AUGMENTATION_STREAM])
         return Labelled(image, keypoints, None, in_turn(self.homography, index), rng)

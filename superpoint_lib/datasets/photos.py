@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 from superpoint_lib.augmentation import PHOTOMETRIC_PRESETS, PhotometricConfig
 from superpoint_lib.datasets.labels import label_folders, load_labels, read_label_image
 from superpoint_lib.datasets.samples import (
-    AUGMENTATION_STREAM,
     Homographies,
     Labelled,
     Samples,
-    check_index,
+    augmentation_rng,
     check_view_arguments,
     in_turn,
 )
@@ -27,7 +26,7 @@ from superpoint_lib.geometry import HOMOGRAPHY_PRESETS, on_pixels
 from superpoint_lib.losses import sharpen_probabilities
 from superpoint_lib.paths import list_images
 
-_ORDER_STREAM = 2  # of the pictures; see AUGMENTATION_STREAM
+_ORDER_STREAM = 2  # another than that of the augmentation, in samples.py
 _READ_CHUNK = 256
 
 
@@ -250,8 +249,7 @@ class PhotoDataset(Samples):
 
     def labelled(self, index: int) -> Labelled:
         """Sample ``index`` after cropping, before it is augmented."""
-        check_index(index)
-        rng = np.random.default_rng([self.seed, index, AUGMENTATION_STREAM])
+        rng = augmentation_rng(self.seed, index)
         picture = self._picture(index)
         cropped, keypoints, kept = crop_and_resize(
             picture.image,

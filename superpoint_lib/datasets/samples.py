@@ -29,8 +29,9 @@ Sample = dict[str, Tensor]
 Homographies = HomographyConfig | Sequence[HomographyConfig]
 
 # Separates the random stream of a sample's augmentation from the one that drew its shapes, which
-# is seeded by (seed, index) alone. Not 0: a seed sequence is padded with zeros.
-AUGMENTATION_STREAM = 1
+# is seeded by (seed, index) alone, and from that of the order of pictures (2). Not 0: a seed
+# sequence is padded with zeros.
+_AUGMENTATION_STREAM = 1
 
 
 class Labelled(NamedTuple):
@@ -181,7 +182,8 @@ def check_view_arguments(height: int, width: int, views: int) -> None:
         raise ValueError(f"views must be 1 or 2, got {views}")
 
 
-def check_index(index: int) -> None:
-    """Raise ``IndexError`` for a negative index."""
+def augmentation_rng(seed: int, index: int) -> np.random.Generator:
+    """What a sample's augmentation draws from; raises ``IndexError`` for a negative index."""
     if index < 0:
         raise IndexError(f"sample indices start at 0 and have no end; got {index}")
+    return np.random.default_rng([seed, index, _AUGMENTATION_STREAM])
