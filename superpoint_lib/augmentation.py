@@ -7,7 +7,8 @@ Shown in notebook 01.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -18,6 +19,7 @@ from superpoint_lib.geometry import (
     HomographyConfig,
     on_pixels,
     sample_homographies,
+    turn_and_zoom,
     warp_points,
     warp_with_mask,
 )
@@ -26,6 +28,9 @@ Image = NDArray[np.float32]
 
 #: The shade is made at the resolution where its kernel is about so many pixels wide.
 SHADE_DETAIL = 12
+
+# Samples along the side of a pixel where a picture is made smaller: more cost more than they show.
+_MOST_SAMPLES = 4
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,9 @@ class PhotometricConfig:
     defocus_sigma: tuple[float, float] = (0.0, 1.5)
 
 
+#: How gray levels change, or several ways, one of which is drawn for each picture.
+Photometric = PhotometricConfig | Sequence[PhotometricConfig]
+
 PHOTOMETRIC_PRESETS: dict[str, PhotometricConfig] = {
     "none": PhotometricConfig(
         brightness=False,
@@ -88,15 +96,22 @@ PHOTOMETRIC_PRESETS: dict[str, PhotometricConfig] = {
     "strong": PhotometricConfig(
         contrast_range=(0.3, 1.5), noise_sigma=(0.0, 15.0), motion_kernel=7, defocus=True
     ),
+    "harsh": PhotometricConfig(
+        contrast_range=(0.3, 1.5),
+        noise_sigma=(0.0, 30.0),
+        motion_kernel=9,
+        defocus=True,
+        defocus_sigma=(0.0, 3.0),
+    ),
 }
 
 
-def augment_photometric(image: Image, config: PhotometricConfig, rng: np.random.Generator) -> Image:
+def augment_photometric(image: Image, config: Photometric, rng: np.random.Generator) -> Image:
     """Change the gray levels of a picture at random.
 
     Args:
         image: float32 (H, W) in [0, 1]; left as it is.
-        config: which effects and how strong.
+        config: which effects and how strong; of several, one is drawn.
         rng: source of every random number used.
 
     Returns:
@@ -106,6 +121,8 @@ def augment_photometric(image: Image, config: PhotometricConfig, rng: np.random.
 
     Shown in notebook 01.
     """
+    if not isinstance(config, PhotometricConfig):
+        config = config[int(rng.integers(len(config)))] if len(config) > 1 else config[0]
     effects = _effects(config)
     image = np.array(image, np.float32)
     for i in rng.permutation(len(effects)):
@@ -253,6 +270,8 @@ def augment_homographic(
     config: HomographyConfig,
     rng: np.random.Generator,
     border: int = 3,
+    window: NDArray[np.float64] | None = None,
+    size: tuple[int, int] | None = None,
 ) -> tuple[Image, NDArray[np.float32], NDArray[np.bool_], NDArray[np.float64]]:
     """Look at a labelled picture through one random homography.
 
@@ -262,20 +281,30 @@ def augment_homographic(
         config: which homographies.
         rng: source of every random number used.
         border: pixels within this distance of where the source picture ends are not valid.
+        window: (3, 3), from pixels of ``image`` to those of a view of it, which is what the
+            homography turns and bends; None for the picture itself. Its warp shows the picture's
+            own detail, and what lies beyond the view; where it is made smaller, pixels are means.
+        size: (height, width) of the view and of the result; that of ``image`` if None.
 
     Returns:
-        image float32 (H, W), zero where the source has nothing; keypoints float32 (M, 2), those
-        on its pixels, moved to 0..W-1, 0..H-1 where they lie in the outer half of one; valid bool
-        (H, W); H float64 (3, 3).
+        image float32 (height, width), zero where the source has nothing; keypoints float32 (M, 2),
+        those on its pixels, moved to 0..width-1, 0..height-1 where they lie in the outer half of
+        one; valid bool (height, width); H float64 (3, 3).
 
-    Convention: H maps pixels of the given picture to pixels of the returned one.
+    Convention: H maps pixels of the view, or of the given picture, to pixels of the returned one.
 
     Derived in notebook 03.
     """
-    height, width = image.shape
+    height, width = image.shape if size is None else size
     H = sample_homographies(1, height, width, config, rng)[0]
-    warped, valid = warp_with_mask(image, H, border)
-    points = warp_points(np.asarray(keypoints, np.float64).reshape(-1, 2), H)
+    if window is None:
+        to_warped, samples = H, 1
+    else:
+        to_warped = H @ window
+        zoom = turn_and_zoom(H, height, width)[1] * turn_and_zoom(window, *image.shape)[1]
+        samples = min(math.ceil(1 / zoom), _MOST_SAMPLES)
+    warped, valid = warp_with_mask(image, to_warped, border, (height, width), samples)
+    points = warp_points(np.asarray(keypoints, np.float64).reshape(-1, 2), to_warped)
     kept = np.clip(points[on_pixels(points, height, width)], 0, (width - 1, height - 1)).astype(
         np.float32
     )

@@ -18,7 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from superpoint_lib.augmentation import SHADE_DETAIL, PhotometricConfig
+from superpoint_lib.augmentation import (
+    SHADE_DETAIL,
+    Photometric,
+    PhotometricConfig,
+    augment_homographic,
+)
 from superpoint_lib.datasets import Sample, Samples
 from superpoint_lib.geometry import (
     on_pixels,
@@ -35,21 +40,35 @@ class RawSamples(Dataset[Sample]):
 
     ``RawSamples(dataset)[i]`` is ``{"image" (H, W) uint8 or float32, "keypoints" (N, 2) float32,
     "H_0to1" (3, 3) float64}``, with "probabilities" (N,) where the dataset has targets, and
-    "described" () where it mixes photographs and shapes.
+    "described" () where it mixes photographs and shapes. Where warps are made from the whole
+    picture, which has a size of its own, they are made here: "image1" (H, W), "valid1" (H, W),
+    "keypoints1" (M, 2), "probabilities1" (M,).
     """
 
     def __init__(self, dataset: Samples) -> None:
         self.dataset = dataset
 
     def __getitem__(self, index: int) -> Sample:
-        image, keypoints, probabilities, homography, rng, described = self.dataset.labelled(index)
-        height, width = image.shape
-        H = sample_homographies(1, height, width, homography, rng)[0]
-        sample = {"image": image, "keypoints": keypoints, "H_0to1": H}
-        if probabilities is not None:
-            sample["probabilities"] = probabilities
-        tensors = {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in sample.items()}
-        return tensors if described is None else tensors | {"described": torch.tensor(described)}
+        one = self.dataset.labelled(index)
+        height, width = one.image.shape
+        sample = {"image": one.image, "keypoints": one.keypoints}
+        if one.probabilities is not None:
+            sample["probabilities"] = one.probabilities
+        if one.described is not None:
+            sample["described"] = np.array(one.described)
+        if one.whole is None:
+            H = sample_homographies(1, height, width, one.homography, one.rng)[0]
+        else:
+            image, points, probabilities, window = one.whole
+            warped, _, valid, H = augment_homographic(
+                image, points, one.homography, one.rng, self.dataset.border, window, (height, width)
+            )
+            moved = warp_points(points.astype(np.float64), H @ window).astype(np.float32)
+            sample |= {"image1": warped, "valid1": valid, "keypoints1": moved}
+            if probabilities is not None:
+                sample["probabilities1"] = probabilities
+        sample["H_0to1"] = H
+        return {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in sample.items()}
 
 
 def collate_raw(samples: Sequence[Sample]) -> Sample:
@@ -58,7 +77,7 @@ def collate_raw(samples: Sequence[Sample]) -> Sample:
         name: torch.nn.utils.rnn.pad_sequence(
             [sample[name] for sample in samples], batch_first=True, padding_value=math.nan
         )
-        if name in ("keypoints", "probabilities")
+        if name.startswith(("keypoints", "probabilities"))
         else torch.stack([sample[name] for sample in samples])
         for name in samples[0]
     }
@@ -89,7 +108,7 @@ class Draws:
 
 
 def make_batch(
-    raw: Sample, views: int, photometric: PhotometricConfig, draws: Draws, border: int = 3
+    raw: Sample, views: int, photometric: Photometric, draws: Draws, border: int = 3
 ) -> Sample:
     """Turn raw samples into a batch of one or two augmented views; see ``datasets.make_views``.
 
@@ -103,20 +122,30 @@ def make_batch(
     Returns:
         What collated samples of ``make_views`` are, on the same device.
     """
-    image = raw["image"][:, None]
-    image = image / 255.0 if image.dtype == torch.uint8 else image
+    image = _as_float(raw["image"])
     H, keypoints = raw["H_0to1"], raw["keypoints"].double()
     probabilities = raw.get("probabilities")
     height, width = image.shape[-2:]
-    warped, valid = warp_batch_with_masks(image, H, border)
+    if "image1" in raw:
+        warped, valid, moved = _as_float(raw["image1"]), raw["valid1"], raw["keypoints1"].double()
+        moved_probabilities = raw.get("probabilities1")
+    else:
+        warped, valid = warp_batch_with_masks(image, H, border)
+        moved, moved_probabilities = warp_points(keypoints, H), probabilities
     # The frame of a picture that was not warped is no artefact: nothing is eroded.
     still = (H - torch.eye(3, dtype=H.dtype, device=H.device)).abs().amax((1, 2)) < 1e-8
     valid = valid | still[:, None, None]
 
-    moved = warp_points(keypoints, H)
     inside = _framed(moved, height, width)
 
-    def view(suffix: str, image: Tensor, valid: Tensor, kept: Tensor, points: Tensor) -> Sample:
+    def view(
+        suffix: str,
+        image: Tensor,
+        valid: Tensor,
+        kept: Tensor,
+        points: Tensor,
+        probabilities: Tensor | None,
+    ) -> Sample:
         labels, offsets = label_cells(kept, height, width, draws)
         sample = {
             "image": augment_batch(image, photometric, draws),
@@ -130,9 +159,15 @@ def make_batch(
 
     batch = {"described": raw["described"]} if "described" in raw else {}
     if views == 1:
-        return batch | view("", warped, valid, inside, moved)
-    batch |= view("0", image, torch.ones_like(valid), keypoints, keypoints)
-    return batch | view("1", warped, valid, inside, moved) | {"H_0to1": H.float()}
+        return batch | view("", warped, valid, inside, moved, moved_probabilities)
+    batch |= view("0", image, torch.ones_like(valid), keypoints, keypoints, probabilities)
+    batch |= view("1", warped, valid, inside, moved, moved_probabilities)
+    return batch | {"H_0to1": H.float()}
+
+
+def _as_float(images: Tensor) -> Tensor:
+    """Images (B, 1, H, W) in [0, 1] of images (B, H, W), also of bytes."""
+    return (images / 255.0 if images.dtype == torch.uint8 else images)[:, None]
 
 
 def _framed(points: Tensor, height: int, width: int) -> Tensor:
@@ -209,17 +244,25 @@ def target_cells(keypoints: Tensor, probabilities: Tensor, height: int, width: i
 # --------------------------------------------------------------------------- gray levels
 
 
-def augment_batch(images: Tensor, config: PhotometricConfig, draws: Draws) -> Tensor:
+def augment_batch(images: Tensor, config: Photometric, draws: Draws) -> Tensor:
     """Do ``augmentation.augment_photometric`` for a batch: other numbers for each image.
 
     Args:
         images: (B, 1, H, W) in [0, 1]; left as they are.
-        config: which effects and how strong.
+        config: which effects and how strong; of several, each for as many of the images.
         draws: source of every random number.
 
     Returns:
         (B, 1, H, W), clipped to [0, 1] after every effect.
     """
+    if not isinstance(config, PhotometricConfig):
+        # Which ones is drawn on the host, so that nothing waits for the device.
+        ways = np.array_split(draws.host.permutation(len(images)), len(config))
+        changed = torch.empty_like(images)
+        for one, chosen in zip(config, ways, strict=True):
+            index = torch.from_numpy(chosen).to(images.device, non_blocking=True)
+            changed[index] = augment_batch(images[index], one, draws)
+        return changed
     effects = _effects(config)
     for i in draws.host.permutation(len(effects)):
         images = effects[i](images, draws).clamp(0, 1)

@@ -241,6 +241,63 @@ def test_identity_keeps_everything_but_the_rim():
     assert valid[2:-2, 2:-2].all() and not valid[0].any() and not valid[:, 0].any()
 
 
+def test_a_window_is_warped_with_its_surroundings():
+    y, x = np.mgrid[:96, :128].astype(np.float32)
+    picture = (0.5 + 0.25 * np.sin(x / 9) + 0.25 * np.cos(y / 7)).astype(np.float32)
+    keypoints = np.array([[60.0, 50.0], [2.0, 2.0]], np.float32)
+    # A view of 48 x 64: pixels 20..., 10... of the picture, half as large again.
+    window = np.array([[1.5, 0, -29.75], [0, 1.5, -14.75], [0, 0, 1]])
+    beyond = 0
+    for seed in range(6):
+        warped, points, valid, H = augment_homographic(
+            picture,
+            keypoints,
+            HOMOGRAPHY_PRESETS["any-scale"],
+            _rng(seed),
+            window=window,
+            size=(48, 64),
+        )
+        assert warped.shape == valid.shape == (48, 64)
+        moved = warp_points(keypoints.astype(np.float64), H @ window)
+        on = (moved > 0).all(1) & (moved < (63, 47)).all(1)
+        for point in moved[on]:
+            assert np.abs(points - point).max(1).min() < 1e-3
+        v, u = np.mgrid[:48, :64]
+        places = np.stack((u, v), -1).reshape(-1, 2).astype(np.float64)
+        source = warp_points(places, np.linalg.inv(H @ window)).reshape(48, 64, 2)
+        expected = 0.5 + 0.25 * np.sin(source[..., 0] / 9) + 0.25 * np.cos(source[..., 1] / 7)
+        assert np.abs(warped - expected)[valid].mean() < 0.02
+        view = warp_points(places, np.linalg.inv(H)).reshape(48, 64, 2)
+        outside = (view < 0).any(-1) | (view > (63, 47)).any(-1)
+        beyond += (valid & outside).sum()
+    assert beyond > 100
+
+
+def test_a_window_made_smaller_is_free_of_aliasing():
+    stripes = np.tile(np.float32([0, 1]), (96, 64))
+    small = np.diag([0.45, 0.45, 1.0])
+    look = (stripes, np.zeros((0, 2)), HOMOGRAPHY_PRESETS["identity"])
+    smooth, _, valid, _ = augment_homographic(*look, _rng(), window=small, size=(24, 40))
+    rough = cv2.warpPerspective(stripes, small, (40, 24))
+    inner = valid & (rough > 0)
+    assert np.ptp(smooth[valid]) < 0.3 and np.ptp(rough[inner]) > 0.7
+
+
+def test_of_several_ways_to_change_gray_levels_one_is_drawn():
+    darker = dataclasses.replace(
+        PHOTOMETRIC_PRESETS["none"], contrast=True, contrast_range=(0.5, 0.5)
+    )
+    image = _rng().random((8, 8), dtype=np.float32)
+    one = augment_photometric(image, darker, _rng())
+    assert np.array_equal(augment_photometric(image, [darker], _rng()), one)
+    ways = [PHOTOMETRIC_PRESETS["none"], darker]
+    rng = _rng()
+    seen = [augment_photometric(image, ways, rng) for _ in range(40)]
+    unchanged = sum(np.array_equal(each, image) for each in seen)
+    assert 8 < unchanged < 32
+    assert all(np.array_equal(each, image) or np.allclose(each, one) for each in seen)
+
+
 def test_pictures_without_keypoints_stay_without():
     _, points, _, _ = augment_homographic(
         _gray(), np.zeros((0, 2), np.float32), HOMOGRAPHY_PRESETS["synthetic"], _rng()

@@ -23,7 +23,7 @@ from superpoint_lib.batches import (
     target_cells,
 )
 from superpoint_lib.config import replace
-from superpoint_lib.datasets import ShapesDataset, make_views
+from superpoint_lib.datasets import PhotoDataset, ShapesDataset, make_views, save_labels
 from superpoint_lib.geometry import (
     HOMOGRAPHY_PRESETS,
     sample_homographies,
@@ -112,6 +112,54 @@ def test_batches_are_the_samples_of_the_loader(homography):
     inside = expected["valid1"].repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None]
     # OpenCV places samples to 1/32 px, so hard edges differ a little.
     assert (batch["image1"] - expected["image1"]).abs()[inside].mean() < 2e-3
+
+
+@pytest.mark.parametrize("targets", [False, True])
+def test_views_of_whole_pictures_are_those_of_the_loader(tmp_path, targets):
+    noise = np.random.default_rng(0).random((12, 16), dtype=np.float32)
+    picture = (cv2.resize(noise, (160, 120), interpolation=cv2.INTER_CUBIC) * 255).clip(0, 255)
+    (tmp_path / "images").mkdir()
+    assert cv2.imwrite(str(tmp_path / "images/a.png"), picture)
+    grid = np.stack(np.meshgrid(np.arange(5, 160, 25), np.arange(5, 120, 25)), -1).reshape(-1, 2)
+    scores = np.full(len(grid), 0.5)
+    save_labels(tmp_path / "labels/a.npz", grid, scores, (120, 160), {}, scores)
+    dataset = PhotoDataset(
+        [tmp_path / "images"],
+        [tmp_path / "labels"],
+        48,
+        64,
+        NONE,
+        HOMOGRAPHY_PRESETS["any-scale"],
+        targets=targets,
+        whole_picture=True,
+    )
+    raw = collate_raw([RawSamples(dataset)[i] for i in range(6)])
+    batch = make_batch(raw, 2, NONE, draws(), dataset.border)
+    expected = torch.utils.data.default_collate([dataset[i] for i in range(6)])
+    assert set(batch) == set(expected) and ("targets1" in batch) == targets
+    for name, value in expected.items():
+        if name.startswith("targets"):
+            torch.testing.assert_close(batch[name], value, atol=1e-4, rtol=0)
+        elif name.startswith(("image", "H")):
+            # The loader hands the warp on in bytes, rounded to gray levels.
+            atol = 1.01 / 255 if name == "image1" else 1e-6
+            torch.testing.assert_close(batch[name], value, atol=atol, rtol=1e-5)
+        elif name.startswith("valid"):
+            assert torch.equal(batch[name], value)
+        elif name.startswith("labels"):
+            assert (batch[name] == value).float().mean() > 0.97 and (value < DUSTBIN).any()
+
+
+def test_of_several_ways_each_changes_its_share_of_a_batch():
+    images = smooth_images(5, 32, 40)
+    lighter = replace(NONE, contrast=True, contrast_range=(0.5, 0.5))
+    both = augment_batch(images, [NONE, lighter], draws())
+    changed = augment_batch(images, lighter, draws())
+    same = [torch.equal(one, image) for one, image in zip(both, images, strict=True)]
+    assert sorted(same) == [False, False, True, True, True]
+    for one, image, other in zip(both, images, changed, strict=True):
+        assert torch.equal(one, image) or torch.allclose(one, other)
+    assert torch.equal(augment_batch(images, [lighter], draws()), changed)
 
 
 def test_a_batch_remembers_which_pairs_are_described():

@@ -221,8 +221,10 @@ def test_centre_crop_by_hand():
     image[4:6, 10:12] = 200
     # Window 16 x 16 at x0 = 8, halved: ((10.5 - 8 + .5) / 2 - .5, (4.5 + .5) / 2 - .5) = (1, 2).
     keypoints = np.array([[10.5, 4.5], [3, 3], [24, 3]], np.float32)
-    cropped, moved, _ = crop_and_resize(image, keypoints, 8, 8, "centre", np.random.default_rng(0))
-    assert moved.tolist() == [[1, 2]]
+    cropped, window = crop_and_resize(image, 8, 8, "centre", np.random.default_rng(0))
+    np.testing.assert_allclose(
+        warp_points(keypoints, window), [[1, 2], [-2.75, 1.25], [7.75, 1.25]]
+    )
     assert cropped[2, 1] == 200 and cropped.sum() == 200
 
 
@@ -234,9 +236,10 @@ def test_random_crops_move_keypoints_with_the_picture(shape):
     cv2.circle(image, (int(point[0, 0]), int(point[0, 1])), 3, 255, -1)
     seen = 0
     for _ in range(20):
-        cropped, moved, _ = crop_and_resize(image, point, 48, 64, "random", rng)
+        cropped, window = crop_and_resize(image, 48, 64, "random", rng)
+        moved = warp_points(point, window)
         assert cropped.shape == (48, 64)
-        away = len(moved) and (moved > 8).all() and (moved < (55, 39)).all()
+        away = (moved > 8).all() and (moved < (55, 39)).all()
         if away:
             rows, columns = np.nonzero(cropped > 100)
             assert np.abs(moved[0] - (columns.mean(), rows.mean())).max() < 0.6
@@ -248,11 +251,55 @@ def test_random_crops_move_keypoints_with_the_picture(shape):
 def test_random_crops_are_between_the_whole_picture_and_the_largest_scale(enlarge, least):
     rng = np.random.default_rng(0)
     ramp = np.tile(np.arange(256, dtype=np.uint8), (192, 1))
-    corners = np.array([[0, 0], [255, 191]], np.float32)
-    crops = [crop_and_resize(ramp, corners, 96, 128, "random", rng, enlarge) for _ in range(40)]
-    spans = [np.ptp(cropped[48].astype(int)) for cropped, _, _ in crops]
+    crops = [crop_and_resize(ramp, 96, 128, "random", rng, enlarge) for _ in range(40)]
+    spans = [np.ptp(cropped[48].astype(int)) for cropped, _ in crops]
     assert min(spans) >= least and max(spans) <= 255
     assert min(spans) < least + 24 and max(spans) > 230
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> tuple[list[Path], list[Path]]:
+    """A smooth picture larger than the samples, with a grid of keypoints."""
+    noise = np.random.default_rng(0).random((12, 16), dtype=np.float32)
+    image = cv2.resize(noise, (160, 120), interpolation=cv2.INTER_CUBIC)
+    write_picture(tmp_path / "images/a.png", (image * 255).clip(0, 255).astype(np.uint8))
+    grid = np.stack(np.meshgrid(np.arange(5, 160, 15), np.arange(5, 120, 15)), -1).reshape(-1, 2)
+    scores = np.full(len(grid), 0.5)
+    save_labels(tmp_path / "labels/a.npz", grid, scores, (120, 160), {}, scores)
+    return [tmp_path / "images"], [tmp_path / "labels"]
+
+
+def test_a_view_from_the_whole_picture_shows_what_lies_beyond_the_crop(scene):
+    settings = {"photometric": PLAIN["photometric"], "targets": True, "enlarge": 1.5}
+    ways = {"homography": HOMOGRAPHY_PRESETS["any-scale"], "seed": 3}
+    crop = PhotoDataset(*scene, 48, 64, **settings, **ways)
+    whole = PhotoDataset(*scene, 48, 64, **settings, **ways, whole_picture=True)
+    more = 0
+    for i in range(8):
+        one, other = crop[i], whole[i]
+        assert one.keys() == other.keys()
+        assert torch.equal(one["H_0to1"], other["H_0to1"])
+        for name in ("image0", "labels0", "targets0", "valid0"):
+            assert torch.equal(one[name], other[name])
+        assert not (one["valid1"] & ~other["valid1"]).any()
+        more += int((other["valid1"] & ~one["valid1"]).sum())
+        both = one["valid1"].repeat_interleave(8, 0).repeat_interleave(8, 1)[None]
+        assert (one["image1"] - other["image1"]).abs()[both].mean() < 0.03
+        assert not ((one["labels1"] < 64) & (other["labels1"] == 64)).any()
+        mass = [float((1 - sample["targets1"][64]).sum()) for sample in (one, other)]
+        assert mass[0] <= mass[1] + 1e-4
+    assert more > 40
+
+
+def test_whole_pictures_and_drawn_shapes_mix(scene):
+    photos = PhotoDataset(*scene, 48, 64, targets=True, whole_picture=True, **PLAIN)
+    config = ShapesConfig(canvas_height=96, canvas_width=128, height=48, width=64)
+    dataset = MixedDataset(photos, ShapesDataset(config, views=2, **PLAIN), every=2)
+    drawn, photo = dataset[0], dataset[1]
+    assert drawn.keys() == photo.keys()
+    torch.testing.assert_close(drawn["image0"], drawn["image1"], atol=1e-5, rtol=0)
+    assert torch.equal(drawn["labels0"], drawn["labels1"]) and drawn["valid1"].all()
+    assert RawSamples(dataset)[0].keys() == RawSamples(dataset)[1].keys()
 
 
 def test_enlarged_photos_show_fewer_of_their_keypoints(folders):

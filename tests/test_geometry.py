@@ -699,6 +699,34 @@ def test_a_picture_and_its_mask_come_together(photograph, homographies):
         warp_with_mask(picture, np.ones((3, 3)))
 
 
+def test_a_warp_may_have_a_size_of_its_own(photograph):
+    H = np.array([[0.7, 0.1, 30.0], [-0.1, 0.8, 10.0], [1e-4, -2e-4, 1.0]])
+    warped, valid = warp_with_mask(photograph, H, border=1, size=(HEIGHT, WIDTH))
+    assert np.array_equal(warped, warp_image(photograph, H, (HEIGHT, WIDTH)))
+    # The mask of a larger picture that holds both, cut down to the frame.
+    height, width = photograph.shape
+    assert height > HEIGHT and width > WIDTH
+    whole = valid_mask(H[None], height, width, border=1)[0]
+    assert np.array_equal(valid, whole[:HEIGHT, :WIDTH]) and 0 < valid.mean() < 1
+
+
+def test_samples_are_averaged_over_a_pixel(photograph):
+    size = photograph.shape[0] // 2, photograph.shape[1] // 2
+    even = photograph[: 2 * size[0], : 2 * size[1]]
+    half = np.diag([0.5, 0.5, 1.0])
+    half[:2, 2] = -0.25
+    halved, _ = warp_with_mask(even, half, size=size, samples=2)
+    means = even.reshape(size[0], 2, size[1], 2).mean((1, 3))
+    np.testing.assert_allclose(halved, means, atol=1e-5)
+    stripes = np.tile(np.float32([0, 1]), (32, 16))
+    quarter = np.diag([0.25, 0.25, 1.0])
+    quarter[:2, 2] = -0.375
+    fine, _ = warp_with_mask(stripes, quarter, size=(8, 8), samples=4)
+    assert np.abs(fine - 0.5).max() < 1e-6
+    with pytest.raises(ValueError, match="samples >= 1"):
+        warp_with_mask(stripes, quarter, samples=0)
+
+
 def test_a_homography_changes_no_mask_for_the_others():
     # One that shows the far side of its horizon makes all be looked at from behind as well.
     near = np.stack((translation(3, 4), zoom_about_centre(2, HEIGHT, WIDTH)))

@@ -23,6 +23,7 @@ from superpoint_lib.losses import (
     descriptor_infonce_loss,
     descriptor_sparse_loss,
     detector_loss,
+    keypoint_places,
     keypoints_to_labels,
     keypoints_to_targets,
     label_offsets,
@@ -32,8 +33,7 @@ from superpoint_lib.losses import (
     sharpen_probabilities,
 )
 from superpoint_lib.losses.contrast import _sample
-from superpoint_lib.losses.detector import _labelled_pixels
-from superpoint_lib.losses.pairs import nearby_cells
+from superpoint_lib.losses.pairs import labelled_pixels, nearby_cells
 
 
 def rng(seed=0):
@@ -186,7 +186,7 @@ def test_offsets_and_labels_give_the_keypoints_back():
     cells = np.stack(np.meshgrid(np.arange(5), np.arange(4)), -1).reshape(-1, 2) * 8
     keypoints = cells + rng(1).uniform(-0.5, 7.499, cells.shape)
     labels = keypoints_to_labels(keypoints, 32, 40, rng())
-    pixels = _labelled_pixels(torch.from_numpy(labels)[None])[0].numpy()
+    pixels = labelled_pixels(torch.from_numpy(labels)[None])[0].numpy()
     recovered = pixels + label_offsets(labels, keypoints).reshape(2, -1)
     np.testing.assert_allclose(recovered.T, keypoints, atol=1e-5)
 
@@ -282,7 +282,7 @@ def test_position_loss_measures_what_extraction_finds():
     found = extract_from_maps({"logits": logits}, [(48, 72)] * 2, max_keypoints=6)
     expected = []
     for image, features in enumerate(found):
-        true = (_labelled_pixels(labels)[image] + offsets[image].flatten(1)).T
+        true = (labelled_pixels(labels)[image] + offsets[image].flatten(1)).T
         true = true[(labels[image] < DUSTBIN).flatten()]
         nearest = torch.cdist(true, features.keypoints.double()).argmin(1)
         assert sorted(nearest.tolist()) == list(range(6))
@@ -614,6 +614,82 @@ def test_infonce_leaves_out_neighbours_and_cells_without_a_valid_place():
     valid1 = torch.tensor([[[True, True, False, True, True]]])
     masked = descriptor_infonce_loss(same, same, translation(8, 0), valid1=valid1, exclusion=0)
     assert masked.item() == pytest.approx(math.log(3), abs=1e-6)
+
+
+def test_infonce_everywhere_counts_what_only_one_image_shows():
+    # All descriptors equal: the logarithm of the number of candidates, the own place among them.
+    same = torch.zeros(1, 4, 1, 5).index_fill(1, torch.tensor([0]), 1.0)
+    everywhere = {"everywhere": True, "exclusion": 0.0}
+    still = descriptor_infonce_loss(same, same, translation(0, 0), **everywhere)
+    assert still.item() == pytest.approx(math.log(5), abs=1e-6)
+    shifted = descriptor_infonce_loss(same, same, translation(8, 0), **everywhere)
+    assert shifted.item() == pytest.approx(math.log(5), abs=1e-6)  # 4 land, on 5 cells
+    # Forward, three land on valid cells, of which there are four; backward, four of them, on five.
+    valid1 = torch.tensor([[[True, True, False, True, True]]])
+    masked = descriptor_infonce_loss(same, same, translation(8, 0), None, valid1, **everywhere)
+    assert masked.item() == pytest.approx((math.log(4) + math.log(5)) / 2, abs=1e-6)
+    near = descriptor_infonce_loss(same, same, translation(0, 0), everywhere=True)
+    assert near.item() == pytest.approx((2 * math.log(4) + 3 * math.log(3)) / 5, abs=1e-6)
+
+
+def test_infonce_everywhere_is_the_definition():
+    d0, d1, H, valid0, valid1 = random_pair()
+    rows, columns = d0.shape[2:]
+    centers = cell_centers(rows, columns, dtype=H.dtype)
+    directions = []
+    for source, target, G, valid, other in (
+        (d0, d1, H, valid0, valid1),
+        (d1, d0, torch.linalg.inv(H), valid1, valid0),
+    ):
+        means = []
+        for b in range(len(source)):
+            losses = []
+            for i, place in enumerate(warp_points(centers, G[b])):
+                x, y = place.tolist()
+                row, column = math.floor((y + 0.5) / 8), math.floor((x + 0.5) / 8)
+                on = 0 <= x <= 8 * columns - 1 and 0 <= y <= 8 * rows - 1
+                if not (valid[b].flatten()[i] and on and other[b, row, column]):
+                    continue
+                anchor = source[b].flatten(1)[:, i]
+                own = anchor @ _sample(target[b : b + 1], place.view(1, 1, 2))[0, :, 0]
+                far = (centers - place).norm(dim=1) > 8
+                others = anchor @ target[b].flatten(1)[:, far & other[b].flatten()]
+                losses.append(torch.cat((own[None], others)).div(0.05).log_softmax(0)[0].neg())
+            means.append(torch.stack(losses).mean())
+        directions.append(torch.stack(means).mean())
+    ours = descriptor_infonce_loss(d0, d1, H, valid0, valid1, everywhere=True)
+    assert ours.item() == pytest.approx((directions[0] + directions[1]).item() / 2, rel=1e-6)
+
+
+def test_infonce_finds_given_places():
+    d0, d1, H, valid0, valid1 = random_pair()
+    centers = cell_centers(*d0.shape[2:], dtype=H.dtype).expand(len(H), -1, -1)
+    at_centers = descriptor_infonce_loss(d0, d1, H, valid0, valid1, places=(centers, centers))
+    plain = descriptor_infonce_loss(d0, d1, H, valid0, valid1)
+    assert at_centers.item() == pytest.approx(plain.item(), rel=1e-6)
+    # Moved by some pixels along with what is asked for, an image is at home between its cells.
+    aside = centers + torch.tensor([3.0, 0.0], dtype=H.dtype)
+    between = _sample(d0, aside).unflatten(2, d0.shape[2:])
+    shift = translation(-3, 0, len(H)).to(H.dtype)
+    interior = torch.zeros_like(valid0)
+    interior[:, :, 1:-1] = True
+    moved = descriptor_infonce_loss(
+        d0, between, shift, interior, interior, exclusion=0, places=(aside, centers)
+    )
+    still = descriptor_infonce_loss(
+        between, between, torch.eye(3, dtype=H.dtype).expand_as(H), interior, interior, exclusion=0
+    )
+    assert moved.item() == pytest.approx(still.item(), rel=1e-6)
+
+
+def test_the_place_of_a_cell_is_its_keypoint_or_its_centre():
+    keypoints = np.array([[3.25, 5.0], [17.0, 9.75]])
+    labels = keypoints_to_labels(keypoints, 16, 24, rng())
+    offsets = label_offsets(labels, keypoints)
+    places = keypoint_places(torch.from_numpy(labels)[None], torch.from_numpy(offsets)[None])
+    expected = cell_centers(2, 3)
+    expected[0], expected[5] = torch.tensor([3.25, 5.0]), torch.tensor([17.0, 9.75])
+    torch.testing.assert_close(places, expected[None])
 
 
 def test_infonce_falls_to_zero_for_perfect_descriptors_between_cells():

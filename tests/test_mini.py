@@ -1,9 +1,11 @@
+import json
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from superpoint_lib.config import to_dict
 from superpoint_lib.evaluation import mini
 from superpoint_lib.evaluation.classical import EXTRACTORS
 from superpoint_lib.evaluation.hpatches import evaluate, load_sequences, plain_extractor
@@ -167,3 +169,8 @@ def test_warped_pairs_are_made_of_every_picture_and_small(tmp_path, photo):
         {"sift": plain_extractor(EXTRACTORS["sift"])}, sequences, "warped", progress=False
     )
     assert results.values("homography@3").mean() > 0.7
+    (tmp_path / "p/a.png").rename(tmp_path / "q/b.png")
+    hard = load_sequences(warped_pairs(tmp_path / "hard", tmp_path / "q", hard=True))
+    assert [s.name for s in hard] == ["i_a", "i_b", "v_a", "v_b"]
+    made_with = json.loads((tmp_path / "hard/benchmark.json").read_text())["config"]
+    assert made_with == to_dict(mini.HARD) != to_dict(mini.WARPED)

@@ -1,6 +1,7 @@
 """The training loop: what it computes, that it learns, and that interruptions change nothing."""
 
 import csv
+import itertools
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from superpoint_lib.losses import (
     agreement_loss,
     descriptor_infonce_loss,
     detector_loss,
+    keypoint_places,
     keypoints_to_labels,
     position_loss,
     repeatability_loss,
@@ -151,6 +153,8 @@ def test_recipes_can_be_built_from_plain_values():
         ({"seed": -1}, "seed"),
         ({"ema_decay": 1.5}, "ema_decay"),
         ({"enlarge": 0.0}, "enlarge"),
+        ({"photometric": "strong+hash"}, "photometric: no preset 'hash'"),
+        ({"whole_picture": True}, "whole_picture: needs data 'photos' and views 2"),
         ({"temperature": 0.0}, "temperature"),
         ({"learning_rat": 1.0}, "learning_rat"),
         ({"learning_rate": "1e-3"}, "learning_rate"),
@@ -295,6 +299,24 @@ def test_descriptors_are_learnt_from_the_pairs_that_are_described():
     alone = pair_step(net, {name: value[1:] for name, value in batch.items()}, TINY_PAIRS)
     torch.testing.assert_close(second["descriptor"], alone["descriptor"] / 2)
     assert alone["descriptor"] > 0
+
+
+def test_what_descriptors_are_told_apart_from_is_a_setting():
+    net, batch = make_model(TINY_PAIRS).eval(), batch_of(TINY_PAIRS)
+    found = [net(batch[f"image{i}"])["descriptors"] for i in "01"]
+    pair = (*found, batch["H_0to1"], batch["valid0"], batch["valid1"])
+    places = tuple(keypoint_places(batch[f"labels{i}"], batch[f"offsets{i}"]) for i in "01")
+    seen = set()
+    for everywhere, at_keypoints in itertools.product((False, True), repeat=2):
+        config = replace(TINY_PAIRS, everywhere=everywhere, at_keypoints=at_keypoints)
+        expected = descriptor_infonce_loss(
+            *pair, everywhere=everywhere, places=places if at_keypoints else None
+        )
+        torch.testing.assert_close(pair_step(net, batch, config)["descriptor"], expected)
+        seen.add(round(expected.item(), 4))
+    assert len(seen) == 4
+    with pytest.raises(ConfigError, match="everywhere: a setting of descriptor_loss 'infonce'"):
+        replace(TINY_PAIRS, everywhere=True, descriptor_loss="hinge")
 
 
 def test_two_passes_give_each_view_its_own_statistics():
@@ -606,7 +628,7 @@ def test_step_t_takes_samples_from_t_times_the_batch(tmp_path, monkeypatch):
     [
         replace(TINY_PAIRS, ema_decay=0.9, freeze_norm_after=0.5, gradient_clip=1.0),
         replace(TINY_PAIRS, descriptor_loss="sparse", optimizer="adam", precision="bf16"),
-        replace(TINY_PAIRS, augment_on="device", photometric="strong"),
+        replace(TINY_PAIRS, augment_on="device", photometric="strong+harsh"),
     ],
 )
 def test_an_interrupted_run_resumes_exactly(tmp_path, monkeypatch, config):

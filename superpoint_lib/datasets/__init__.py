@@ -26,7 +26,14 @@ from superpoint_lib.datasets.labels import (
 )
 from superpoint_lib.datasets.mixed import MixedDataset
 from superpoint_lib.datasets.photos import PhotoDataset, crop_and_resize
-from superpoint_lib.datasets.samples import Homographies, Labelled, Sample, Samples, make_views
+from superpoint_lib.datasets.samples import (
+    Homographies,
+    Labelled,
+    Sample,
+    Samples,
+    Whole,
+    make_views,
+)
 
 __all__ = [
     "BUNDLED_PHOTOS",
@@ -39,6 +46,7 @@ __all__ = [
     "Samples",
     "ShapesDataset",
     "Split",
+    "Whole",
     "bundled_photos",
     "crop_and_resize",
     "export_bundled_photos",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from superpoint_lib.augmentation import PHOTOMETRIC_PRESETS, PhotometricConfig
+from superpoint_lib.augmentation import PHOTOMETRIC_PRESETS, Photometric
 from superpoint_lib.datasets.samples import (
     Homographies,
     Labelled,
@@ -47,7 +47,7 @@ class ShapesDataset(Samples):
     def __init__(
         self,
         shapes: ShapesConfig | None = None,
-        photometric: PhotometricConfig = PHOTOMETRIC_PRESETS["synthetic"],
+        photometric: Photometric = PHOTOMETRIC_PRESETS["synthetic"],
         homography: Homographies = HOMOGRAPHY_PRESETS["synthetic"],
         seed: int = 0,
         views: int = 1,

@@ -6,7 +6,7 @@ import numpy as np
 
 from superpoint_lib.datasets.drawn import ShapesDataset
 from superpoint_lib.datasets.photos import PhotoDataset
-from superpoint_lib.datasets.samples import Labelled, Samples
+from superpoint_lib.datasets.samples import Labelled, Samples, Whole
 
 
 class MixedDataset(Samples):
@@ -18,7 +18,7 @@ class MixedDataset(Samples):
     for drawn ones, whose flat parts no descriptor can tell apart.
 
     Args:
-        photos: the photographs; their gray-level changes, views and borders count for all.
+        photos: the photographs; what they say of views, gray levels and borders counts for all.
         shapes: of the same size.
         every: at least 1.
 
@@ -49,8 +49,11 @@ class MixedDataset(Samples):
             return self.photos.labelled(index)._replace(described=True)
         drawn = self.shapes.labelled(index // self.every)
         certain = np.ones(len(drawn.keypoints), np.float32) if self.photos.targets else None
+        image = (drawn.image * 255).round().astype(np.uint8)
+        whole = Whole(image, drawn.keypoints, certain, np.eye(3))
         return drawn._replace(
-            image=(drawn.image * 255).round().astype(np.uint8),
+            image=image,
             probabilities=certain,
             described=False,
+            whole=whole if self.photos.whole_picture else None,
         )

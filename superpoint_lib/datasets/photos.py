@@ -12,17 +12,24 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from superpoint_lib.augmentation import PHOTOMETRIC_PRESETS, PhotometricConfig
+from superpoint_lib.augmentation import PHOTOMETRIC_PRESETS, Photometric
 from superpoint_lib.datasets.labels import label_folders, load_labels, read_label_image
 from superpoint_lib.datasets.samples import (
     Homographies,
     Labelled,
     Samples,
+    Whole,
     augmentation_rng,
     check_view_arguments,
     in_turn,
 )
-from superpoint_lib.geometry import HOMOGRAPHY_PRESETS, on_pixels
+from superpoint_lib.geometry import (
+    HOMOGRAPHY_PRESETS,
+    crop_transform,
+    on_pixels,
+    resize_transform,
+    warp_points,
+)
 from superpoint_lib.losses import sharpen_probabilities
 from superpoint_lib.paths import list_images
 
@@ -32,14 +39,13 @@ _READ_CHUNK = 256
 
 def crop_and_resize(
     image: NDArray[np.uint8],
-    keypoints: NDArray[np.float32],
     height: int,
     width: int,
     crop: Literal["random", "centre"],
     rng: np.random.Generator,
     enlarge: float = 1.0,
-) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.bool_]]:
-    """Cut a window of the wanted proportions out of a labelled picture and resize it.
+) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """Cut a window of the wanted proportions out of a picture and resize it.
 
     "centre" takes the largest window, in the middle. "random" draws its scale evenly between
     that of the largest window and ``enlarge``, then its place. With 1, the picture's own pixels,
@@ -47,15 +53,13 @@ def crop_and_resize(
 
     Args:
         image: (H, W) uint8.
-        keypoints: (N, 2), (x, y) in pixels of ``image``.
         height, width: size wanted.
         crop: "random" or "centre".
         rng: source of the window; unused for "centre".
         enlarge: largest scale of "random".
 
     Returns:
-        The (height, width) picture, the (M, 2) keypoints that are on it, and (N,) which of the
-        given ones they are.
+        The (height, width) picture, and the transform (3, 3) from pixels of ``image`` to its own.
 
     Convention: a window at (x0, y0) resized by s moves pixel x to s (x - x0 + 0.5) - 0.5. Window
     sides are whole pixels, so that the two scales may differ by less than one pixel in a side.
@@ -71,9 +75,7 @@ def crop_and_resize(
     interpolation = cv2.INTER_AREA if factor.min() < 1 else cv2.INTER_LINEAR
     region = image[y : y + window[1], x : x + window[0]]
     resized = cv2.resize(region, (width, height), interpolation=interpolation)
-    moved = ((keypoints - (x, y) + 0.5) * factor - 0.5).astype(np.float32)
-    inside = on_pixels(moved, height, width)
-    return np.asarray(resized, np.uint8), moved[inside], inside
+    return np.asarray(resized, np.uint8), resize_transform(*factor) @ crop_transform(x, y)
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,8 @@ class PhotoDataset(Samples):
         targets: give samples ``targets`` too, from the probabilities of the labels.
         enlarge: largest scale of a random crop, see ``crop_and_resize``.
         sharpen: exponent of the probabilities, see ``losses.sharpen_probabilities``.
+        whole_picture: make the warped view from the whole picture, with the detail that the crop
+            has lost and what lies beyond it, instead of from the crop.
 
     Attributes:
         pictures: paths of the pictures in use.
@@ -138,7 +142,7 @@ class PhotoDataset(Samples):
         label_folders: Sequence[str | Path],
         height: int = 240,
         width: int = 320,
-        photometric: PhotometricConfig = PHOTOMETRIC_PRESETS["coco_superpoint"],
+        photometric: Photometric = PHOTOMETRIC_PRESETS["coco_superpoint"],
         homography: Homographies = HOMOGRAPHY_PRESETS["coco"],
         seed: int = 0,
         views: int = 2,
@@ -149,6 +153,7 @@ class PhotoDataset(Samples):
         targets: bool = False,
         enlarge: float = 1.0,
         sharpen: float = 1.0,
+        whole_picture: bool = False,
     ) -> None:
         check_view_arguments(height, width, views)
         self.height = height
@@ -159,6 +164,7 @@ class PhotoDataset(Samples):
         self.views = views
         self.enlarge = enlarge
         self.sharpen = sharpen
+        self.whole_picture = whole_picture
         self.crop: Literal["random", "centre"] = crop
         self.border = border
         self.threshold = threshold
@@ -251,18 +257,21 @@ class PhotoDataset(Samples):
         """Sample ``index`` after cropping, before it is augmented."""
         rng = augmentation_rng(self.seed, index)
         picture = self._picture(index)
-        cropped, keypoints, kept = crop_and_resize(
-            picture.image,
-            picture.keypoints,
-            self.height,
-            self.width,
-            self.crop,
-            rng,
-            self.enlarge,
+        cropped, window = crop_and_resize(
+            picture.image, self.height, self.width, self.crop, rng, self.enlarge
         )
+        moved = warp_points(picture.keypoints.astype(np.float64), window).astype(np.float32)
+        kept = on_pixels(moved, self.height, self.width)
         probabilities = None if picture.probabilities is None else picture.probabilities[kept]
-        homography = in_turn(self.homography, index)
-        return Labelled(cropped, keypoints, probabilities, homography, rng)
+        whole = Whole(picture.image, picture.keypoints, picture.probabilities, window)
+        return Labelled(
+            cropped,
+            moved[kept],
+            probabilities,
+            in_turn(self.homography, index),
+            rng,
+            whole=whole if self.whole_picture else None,
+        )
 
 
 def _paired_folders(

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from superpoint_lib.augmentation import (
-    PhotometricConfig,
+    Photometric,
     augment_homographic,
     augment_photometric,
 )
@@ -34,10 +34,21 @@ Homographies = HomographyConfig | Sequence[HomographyConfig]
 _AUGMENTATION_STREAM = 1
 
 
+class Whole(NamedTuple):
+    """A picture that another one was cut out of: itself (H, W), its keypoints (N, 2) and their
+    probabilities (N,) or None, and the transform (3, 3) from its pixels to those of the cut."""
+
+    image: NDArray[Any]
+    keypoints: NDArray[np.float32]
+    probabilities: NDArray[np.floating] | None
+    window: NDArray[np.float64]
+
+
 class Labelled(NamedTuple):
     """A picture (H, W), float32 in [0, 1] or uint8, its keypoints (N, 2), their probabilities (N,)
-    or None, how it is to be warped, the generator that its augmentation draws from, and, where
-    samples differ in it, whether descriptors are to be learnt from it."""
+    or None, how it is to be warped, the generator that its augmentation draws from; where samples
+    differ in it, whether descriptors are to be learnt from it; and what its warp is to be made
+    from, if not from itself."""
 
     image: NDArray[Any]
     keypoints: NDArray[np.float32]
@@ -45,6 +56,7 @@ class Labelled(NamedTuple):
     homography: HomographyConfig
     rng: np.random.Generator
     described: bool | None = None
+    whole: Whole | None = None
 
 
 class Samples(Dataset[Sample]):
@@ -56,7 +68,7 @@ class Samples(Dataset[Sample]):
         border: erosion of the valid area of a warped view, in pixels.
     """
 
-    photometric: PhotometricConfig
+    photometric: Photometric
     views: int
     border: int
 
@@ -66,11 +78,9 @@ class Samples(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         labelled = self.labelled(index)
-        image = labelled.image
-        if image.dtype == np.uint8:
-            image = image.astype(np.float32) / np.float32(255)
+        whole = labelled.whole
         sample = make_views(
-            image,
+            _as_float(labelled.image),
             labelled.keypoints,
             self.views,
             self.photometric,
@@ -78,6 +88,7 @@ class Samples(Dataset[Sample]):
             labelled.rng,
             self.border,
             labelled.probabilities,
+            None if whole is None else whole._replace(image=_as_float(whole.image)),
         )
         if labelled.described is not None:
             sample["described"] = torch.tensor(labelled.described)
@@ -88,11 +99,12 @@ def make_views(
     image: NDArray[np.float32],
     keypoints: NDArray[np.floating],
     views: int,
-    photometric: PhotometricConfig,
+    photometric: Photometric,
     homography: HomographyConfig,
     rng: np.random.Generator,
     border: int = 3,
     probabilities: NDArray[np.floating] | None = None,
+    whole: Whole | None = None,
 ) -> Sample:
     """Turn a labelled picture into a training sample of one or two augmented views.
 
@@ -110,6 +122,8 @@ def make_views(
         border: pixels by which the valid area of a warped view is eroded.
         probabilities: (N,) in [0, 1], how likely each keypoint is to be seen; None for certain
             ones.
+        whole: the picture that ``image`` was cut out of, float32 as well, to make the warped view
+            from: it then has the detail, and what lies around, that ``image`` has not.
 
     Returns:
         The sample that ``superpoint_lib.datasets`` describes: labels are int64 in 0..64 (64 is the
@@ -126,26 +140,42 @@ def make_views(
     Derived in notebook 05.
     """
     check_view_arguments(image.shape[0], image.shape[1], views)
+    cut = Whole(np.asarray(image), np.asarray(keypoints, np.float32), probabilities, np.eye(3))
+    source = cut if whole is None else whole
     warped, warped_keypoints, warped_valid, matrix = augment_homographic(
-        image, keypoints, homography, rng, border
+        source.image,
+        source.keypoints,
+        homography,
+        rng,
+        border,
+        None if whole is None else whole.window,
+        image.shape,
     )
     if np.abs(matrix - np.eye(3)).max() < 1e-8:
         # The frame of a picture that was not warped is no artefact: nothing is eroded.
         warped_valid = np.ones_like(warped_valid)
-    if views == 1:
-        sample = _view(warped, warped_keypoints, warped_valid, "", photometric, rng)
-    else:
+    second = "" if views == 1 else "1"
+    seen = {second: (source, matrix @ source.window)}
+    sample: Sample = {}
+    if views == 2:
         everywhere = np.ones(image.shape, dtype=bool)
         sample = _view(image, keypoints, everywhere, "0", photometric, rng)
-        sample |= _view(warped, warped_keypoints, warped_valid, "1", photometric, rng)
         sample["H_0to1"] = torch.from_numpy(np.asarray(matrix, np.float32))
-    if probabilities is not None:
-        homographies = {"": matrix} if views == 1 else {"0": np.eye(3), "1": matrix}
-        for suffix, H in homographies.items():
-            moved = warp_points(np.asarray(keypoints, np.float64), H)
-            targets = keypoints_to_targets(moved, probabilities, *image.shape)
+        seen["0"] = cut, cut.window
+    sample |= _view(warped, warped_keypoints, warped_valid, second, photometric, rng)
+    for suffix, (picture, to_view) in seen.items():
+        if picture.probabilities is not None:
+            moved = warp_points(np.asarray(picture.keypoints, np.float64), to_view)
+            targets = keypoints_to_targets(moved, picture.probabilities, *image.shape)
             sample[f"targets{suffix}"] = torch.from_numpy(targets)
     return sample
+
+
+def _as_float(image: NDArray[Any]) -> NDArray[np.float32]:
+    """A picture in [0, 1], also of bytes."""
+    if image.dtype == np.uint8:
+        return image.astype(np.float32) / np.float32(255)
+    return image
 
 
 def _view(
@@ -153,7 +183,7 @@ def _view(
     keypoints: NDArray[np.floating],
     valid: NDArray[np.bool_],
     suffix: str,
-    photometric: PhotometricConfig,
+    photometric: Photometric,
     rng: np.random.Generator,
 ) -> Sample:
     height, width = image.shape

@@ -30,7 +30,12 @@ from tqdm.auto import tqdm
 from superpoint_lib.augmentation import PHOTOMETRIC_PRESETS, PhotometricConfig, augment_photometric
 from superpoint_lib.config import to_dict
 from superpoint_lib.datasets import bundled_photos, resolve_images
-from superpoint_lib.geometry import HomographyConfig, resize_and_crop, sample_homographies
+from superpoint_lib.geometry import (
+    HOMOGRAPHY_PRESETS,
+    HomographyConfig,
+    resize_and_crop,
+    sample_homographies,
+)
 from superpoint_lib.paths import data_dir, list_images, read_gray, runs_dir
 
 Image = NDArray[np.float32]
@@ -84,6 +89,13 @@ WARPED = MiniConfig(
     homography=HomographyConfig(scale_amplitude=0.5, max_angle=np.pi / 2, angles="normal"),
 )
 
+#: Pairs as hard as the last ones of real sequences: out of focus, noisy, or from far away.
+HARD = dataclasses.replace(
+    WARPED,
+    homography=HOMOGRAPHY_PRESETS["any-scale"],
+    photometric=dataclasses.replace(PHOTOMETRIC_PRESETS["harsh"], speckle=False),
+)
+
 
 def mini_benchmark(folder: str | Path | None = None, config: MiniConfig | None = None) -> Path:
     """Make the mini benchmark of the bundled photographs set aside for it, or find it made.
@@ -108,7 +120,9 @@ def mini_benchmark(folder: str | Path | None = None, config: MiniConfig | None =
     )
 
 
-def warped_pairs(folder: str | Path | None = None, source: str | Path = "auto") -> Path:
+def warped_pairs(
+    folder: str | Path | None = None, source: str | Path = "auto", hard: bool = False
+) -> Path:
     """Make pairs to choose between trainings on, many and small, or find them made.
 
     Two sequences of two pairs from every picture, 240 x 320: gray levels changed, and warped by
@@ -116,9 +130,11 @@ def warped_pairs(folder: str | Path | None = None, source: str | Path = "auto") 
     chooses a setting on HPatches cannot report HPatches as a test any more; these are for choosing.
 
     Args:
-        folder: Where; ``runs/warped-pairs/<source>`` by default.
+        folder: Where; ``runs/warped-pairs/<source>`` by default, of hard ones ``<source>-hard``.
         source: A folder of pictures no network was trained on; "auto" takes ``data/coco/test2017``
             if it is there (306 pictures of it make 1,224 pairs), else the bundled photographs.
+        hard: Any turn, zooms of up to two and a half both ways, foreshortening; blur of up to 3
+            pixels, and noise of up to 30 gray levels.
 
     Returns:
         The folder, for ``load_sequences`` and the protocol ``warped``.
@@ -132,8 +148,9 @@ def warped_pairs(folder: str | Path | None = None, source: str | Path = "auto") 
         for path in list_images(pictures)
         if path.stem not in _SAME_SCENE
     }
-    target = runs_dir() / "warped-pairs" / pictures.name if folder is None else Path(folder)
-    return make_benchmark(target, photos, WARPED, progress=True)
+    name = f"{pictures.name}-hard" if hard else pictures.name
+    target = runs_dir() / "warped-pairs" / name if folder is None else Path(folder)
+    return make_benchmark(target, photos, HARD if hard else WARPED, progress=True)
 
 
 def benchmark_folder(source: str | Path = "auto") -> Path:
@@ -141,13 +158,13 @@ def benchmark_folder(source: str | Path = "auto") -> Path:
 
     Args:
         source: A folder in the HPatches layout; "auto": ``data/hpatches`` if it is there, else the
-            mini benchmark, made if needed; "warped": ``warped_pairs``.
+            mini benchmark, made if needed; "warped" and "warped-hard": ``warped_pairs``.
 
     Returns:
         The folder, for ``load_sequences``.
     """
-    if source == "warped":
-        return warped_pairs()
+    if source in ("warped", "warped-hard"):
+        return warped_pairs(hard=source == "warped-hard")
     if source != "auto":
         return Path(source)
     linked = data_dir() / "hpatches"
@@ -268,6 +285,7 @@ def _viewpoints(config: MiniConfig, rng: np.random.Generator) -> NDArray[np.floa
         dataclasses.replace(
             hardest,
             scale_amplitude=hardest.scale_amplitude * level,
+            stretch_amplitude=hardest.stretch_amplitude * level,
             perspective_amplitude_x=hardest.perspective_amplitude_x * level,
             perspective_amplitude_y=hardest.perspective_amplitude_y * level,
             max_angle=hardest.max_angle * level,

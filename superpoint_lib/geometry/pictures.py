@@ -309,7 +309,8 @@ def valid_mask(
         )
     matrices = H.detach().cpu().numpy() if isinstance(H, torch.Tensor) else H
     inverse = invert_homographies(matrices.astype(np.float64))
-    bounds, x = _mask_bounds(inverse, height, width, border), np.arange(width, dtype=np.float32)
+    size = (height, width)
+    bounds, x = _mask_bounds(inverse, size, size, border), np.arange(width, dtype=np.float32)
     if isinstance(H, torch.Tensor) or device is not None:
         place = H.device if isinstance(H, torch.Tensor) and device is None else device
         on_device = (torch.from_numpy(array).to(place) for array in (bounds, x))
@@ -318,7 +319,11 @@ def valid_mask(
 
 
 def warp_with_mask(
-    image: NDArray[_Pixel], H: np.ndarray, border: float = 0
+    image: NDArray[_Pixel],
+    H: np.ndarray,
+    border: float = 0,
+    size: tuple[int, int] | None = None,
+    samples: int = 1,
 ) -> tuple[NDArray[_Pixel], NDArray[np.bool_]]:
     """Do ``warp_image`` and ``valid_mask`` of one picture, with one inversion for both.
 
@@ -326,23 +331,35 @@ def warp_with_mask(
         image: (H, W), float32, float64 or uint8.
         H: (3, 3), from picture pixels to warped pixels.
         border: as in ``valid_mask``.
+        size: (height, width) of the result; that of ``image`` if None.
+        samples: a warped pixel is the mean of so many squared, spread evenly over it. Where a
+            picture is made smaller, one alone would miss what lies between.
 
     Returns:
-        The warped picture (H, W), zero where the source has nothing, and bool (H, W).
+        The warped picture (height, width), zero where the source has nothing, and bool of the same
+        shape.
 
     Raises:
-        ValueError: wrong shapes, a negative border, or a singular homography.
+        ValueError: wrong shapes, a negative border, no sample, or a singular homography.
     """
-    if image.ndim != 2 or np.shape(H) != (3, 3) or border < 0:
+    if image.ndim != 2 or np.shape(H) != (3, 3) or border < 0 or samples < 1:
         raise ValueError(
-            "warp_with_mask needs an image (H, W), H (3, 3) and border >= 0, got "
-            f"{image.shape}, {np.shape(H)} and {border}"
+            "warp_with_mask needs an image (H, W), H (3, 3), border >= 0 and samples >= 1, got "
+            f"{image.shape}, {np.shape(H)}, {border} and {samples}"
         )
-    height, width = image.shape
+    height, width = image.shape if size is None else size
     inverse = invert_homographies(np.asarray(H, np.float64))
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    warped = cv2.warpPerspective(np.ascontiguousarray(image), inverse, (width, height), flags=flags)
-    bounds = _mask_bounds(inverse[None], height, width, border)
+    # From pixels of a picture so many times as large: the source is sampled at their centres.
+    fine = inverse @ invert_homographies(resize_transform(samples, samples))
+    warped = cv2.warpPerspective(
+        np.ascontiguousarray(image),
+        fine,
+        (samples * width, samples * height),
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+    )
+    if samples > 1:
+        warped = cv2.resize(warped, (width, height), interpolation=cv2.INTER_AREA)
+    bounds = _mask_bounds(inverse[None], image.shape, (height, width), border)
     valid = _between(bounds, np.arange(width, dtype=np.float32))[0]
     return np.asarray(warped, image.dtype), np.asarray(valid)
 
@@ -386,19 +403,20 @@ def _between(bounds: Array, x: Array) -> Array:
 
 
 def _mask_bounds(
-    inverse: np.ndarray, height: int, width: int, border: float
+    inverse: np.ndarray, source: tuple[int, ...], warped: tuple[int, int], border: float
 ) -> NDArray[np.float32]:
     """Least and greatest valid x in each row, (sides, 2, n, height, 1).
 
     Args:
         inverse: float64 (n, 3, 3), from warped pixels to source pixels.
-        height, width: of the pictures.
+        source, warped: (height, width) of the pictures.
         border: as in ``valid_mask``.
 
     Seen from behind (past the horizon), the source lies on the negative side of its four lines:
     a second side, left out when the horizon crosses none of the warped pictures.
     """
-    lines = _edge_lines(inverse, height, width)
+    lines = _edge_lines(inverse, *source)
+    height, width = warped
     w = inverse[:, 2]
     nearest = w[:, 2] + np.minimum(w[:, 0] * (width - 1), 0) + np.minimum(w[:, 1] * (height - 1), 0)
     sides = [_row_bounds(lines, border, height)]

@@ -23,7 +23,7 @@ from superpoint_lib.losses.hinge import (
     descriptor_hinge_loss,
     descriptor_hinge_loss_broadcast,
 )
-from superpoint_lib.losses.pairs import cell_centers, positive_pairs
+from superpoint_lib.losses.pairs import cell_centers, keypoint_places, positive_pairs
 from superpoint_lib.losses.targets import (
     cell_validity,
     keypoints_to_labels,
@@ -44,6 +44,7 @@ __all__ = [
     "descriptor_infonce_loss",
     "descriptor_sparse_loss",
     "detector_loss",
+    "keypoint_places",
     "keypoints_to_labels",
     "keypoints_to_targets",
     "label_offsets",

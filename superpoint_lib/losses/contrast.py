@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from superpoint_lib.geometry import adjugate
+from superpoint_lib.geometry import adjugate, warp_points
 from superpoint_lib.geometry.cells import CELL_SIZE
 from superpoint_lib.losses.pairs import cell_centers, valid_at, warped_centers, within
 from superpoint_lib.losses.shared import check_pair, full_precision, image_mean, promote
@@ -22,6 +20,8 @@ def descriptor_infonce_loss(
     valid1: Tensor | None = None,
     temperature: float = 0.05,
     exclusion: float = 8.0,
+    everywhere: bool = False,
+    places: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Cross-entropy of finding each cell of one image among the places of the other.
 
@@ -37,6 +37,11 @@ def descriptor_infonce_loss(
         valid0, valid1: bool (B, Hc, Wc), or None for all.
         temperature: of the softmax, > 0.
         exclusion: pixels, inclusive.
+        everywhere: choose among i's own place and all valid cells of the other image, instead of
+            the places where cells land: what only one image shows counts, too, and where it is
+            enlarged, what lies between the places.
+        places: a pixel (x, y) of each cell of image 0, and of image 1, (B, Hc Wc, 2) each, to find
+            instead of its centre, say its keypoint; its descriptor is sampled, too.
 
     Returns:
         Scalar, >= 0; about log N for descriptors that tell nothing.
@@ -51,9 +56,15 @@ def descriptor_infonce_loss(
         raise ValueError(f"temperature is {temperature}, must be above 0")
     check_pair(descriptors0, descriptors1, H_0to1)
     d0, d1 = promote(descriptors0), promote(descriptors1)
-    forward = _infonce_one_way(d0, d1, H_0to1, valid0, valid1, temperature, exclusion)
-    backward = _infonce_one_way(d1, d0, adjugate(H_0to1), valid1, valid0, temperature, exclusion)
+    places0, places1 = (None, None) if places is None else places
+    rule = (temperature, exclusion, everywhere)
+    forward = _infonce_one_way(d0, d1, H_0to1, valid0, valid1, places0, *rule)
+    backward = _infonce_one_way(d1, d0, adjugate(H_0to1), valid1, valid0, places1, *rule)
     return (forward + backward) / 2
+
+
+# A logit this low is no candidate; it is finite so that rows without any have gradients.
+_NO_CANDIDATE = -1e4
 
 
 def _infonce_one_way(
@@ -62,28 +73,47 @@ def _infonce_one_way(
     H: Tensor,
     valid_source: Tensor | None,
     valid_target: Tensor | None,
+    places: Tensor | None,
     temperature: float,
     exclusion: float,
+    everywhere: bool,
 ) -> Tensor:
     with full_precision(source):
-        warped, usable = _landing(H, valid_source, valid_target, source)
-        sampled = _sample(target, warped)
+        warped, usable = _landing(H, valid_source, valid_target, source, places)
+        anchors = source.flatten(2) if places is None else _sample(source, places)
+        own = _sample(target, warped)
         with torch.no_grad():
-            left_out = torch.cdist(warped, warped) <= exclusion
-            left_out |= ~usable[:, None]
-            # The diagonal always stays, so that no row is empty: an empty one has NaN gradients.
-            left_out.diagonal(dim1=1, dim2=2).fill_(False)
-            mask = torch.zeros_like(left_out, dtype=source.dtype).masked_fill_(left_out, -math.inf)
+            left_out = _no_candidates(warped, usable, valid_target, target, exclusion, everywhere)
+            mask = torch.zeros_like(left_out, dtype=source.dtype)
+            mask.masked_fill_(left_out, _NO_CANDIDATE)
+    others = target.flatten(2) if everywhere else own
     # Under autocast in bfloat16, a product of unit vectors is off by 0.002 at most, and it is most
     # of the work. Everything that adds up, the softmax above all, is computed in full.
-    logits = torch.baddbmm(mask, source.flatten(2).mT, sampled, alpha=1 / temperature)
+    logits = torch.baddbmm(mask, anchors.mT, others, alpha=1 / temperature)
     with full_precision(source):
-        batch, cells = usable.shape
-        own_place = torch.arange(cells, device=logits.device).repeat(batch)
-        rows = promote(logits).flatten(0, 1)
-        losses = F.cross_entropy(rows, own_place, reduction="none").view(batch, cells)
+        right = (anchors * own).sum(1) / temperature
+        losses = F.softplus(promote(logits).logsumexp(2) - right)
         weights = usable.to(losses.dtype)
         return image_mean((losses * weights).sum(1), weights.sum(1), "image")
+
+
+def _no_candidates(
+    warped: Tensor,
+    usable: Tensor,
+    valid_target: Tensor | None,
+    target: Tensor,
+    exclusion: float,
+    everywhere: bool,
+) -> Tensor:
+    """Which places (B, N, K) do not compete with the own one of each cell, itself among them."""
+    if not everywhere:
+        near = torch.cdist(warped, warped) <= exclusion
+        near.diagonal(dim1=1, dim2=2).fill_(True)
+        return near | ~usable[:, None]
+    rows, columns = target.shape[2:]
+    centers = cell_centers(rows, columns, warped.device, warped.dtype)
+    near = torch.cdist(warped, centers.expand(len(warped), -1, -1)) <= exclusion
+    return near if valid_target is None else near | ~valid_target.flatten(1)[:, None]
 
 
 def descriptor_sparse_loss(
@@ -154,14 +184,21 @@ def descriptor_sparse_loss(
 
 
 def _landing(
-    H: Tensor, valid_source: Tensor | None, valid_target: Tensor | None, like: Tensor
+    H: Tensor,
+    valid_source: Tensor | None,
+    valid_target: Tensor | None,
+    like: Tensor,
+    places: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Where the cells land (B, N, 2), and whether both ends are valid and inside (B, N).
+
+    Their centres, or the ``places`` (B, N, 2) in them.
 
     Places outside are moved to the border, finite, so that sampling there stays harmless.
     """
     rows, columns = like.shape[-2:]
-    x, y = warped_centers(H, rows, columns)[1].unbind(-1)
+    landed = warped_centers(H, rows, columns)[1] if places is None else warp_points(places, H)
+    x, y = landed.unbind(-1)
     last_x, last_y = columns * CELL_SIZE - 1, rows * CELL_SIZE - 1
     usable = (x >= 0) & (x <= last_x) & (y >= 0) & (y <= last_y)
     x, y = x.nan_to_num(0.0).clamp(0, last_x), y.nan_to_num(0.0).clamp(0, last_y)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from superpoint_lib.geometry import adjugate, warp_points
 from superpoint_lib.geometry.cells import CELL_SIZE, DUSTBIN
-from superpoint_lib.losses.pairs import valid_at
+from superpoint_lib.losses.pairs import labelled_pixels, valid_at
 from superpoint_lib.losses.shared import full_precision, image_mean, promote
 
 
@@ -83,7 +83,7 @@ def position_loss(
     Derived in notebook 04.
     """
     with full_precision(logits):
-        label = _labelled_pixels(labels)
+        label = labelled_pixels(labels)
         found, value = _find_near(_log_heatmap(logits), label, reach, window)
         true = label + offsets.flatten(2).to(found)
         losses = F.huber_loss(found, true, reduction="none").sum(1)
@@ -128,7 +128,7 @@ def agreement_loss(
     regresses positions where this reads them off the heatmap. Derived in notebook 04.
     """
     with full_precision(logits0):
-        found0, value0 = _find_near(_log_heatmap(logits0), _labelled_pixels(labels0), reach, window)
+        found0, value0 = _find_near(_log_heatmap(logits0), labelled_pixels(labels0), reach, window)
         moved = warp_points(found0.mT, H_0to1.to(found0)).mT
         pixel, inside = _pixels_of(moved, logits1.shape[2:])
         found1, value1 = _find_near(_log_heatmap(logits1), pixel, reach, window)
@@ -273,13 +273,3 @@ def _window(heatmap: Tensor, centre: Tensor, side: int) -> tuple[Tensor, Tensor,
     flat = (y.clamp(0, height - 1) * width + x.clamp(0, width - 1)).flatten(1)
     values = heatmap.flatten(1).gather(1, flat).view(inside.shape)
     return values.masked_fill(~inside, -math.inf), dx, dy
-
-
-def _labelled_pixels(labels: Tensor) -> Tensor:
-    """Labelled pixels (B, 2, N) as (x, y), a cell after the other; of the dustbin, the last one."""
-    rows, columns = labels.shape[1:]
-    cell_y = torch.arange(rows, device=labels.device)[:, None] * CELL_SIZE
-    cell_x = torch.arange(columns, device=labels.device) * CELL_SIZE
-    inner = labels.clamp(max=DUSTBIN - 1)
-    pixels = (cell_x + inner % CELL_SIZE, cell_y + inner // CELL_SIZE)
-    return torch.stack(pixels, dim=1).flatten(2)

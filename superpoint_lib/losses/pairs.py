@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from superpoint_lib.geometry import warp_points
-from superpoint_lib.geometry.cells import CELL_SIZE
+from superpoint_lib.geometry.cells import CELL_SIZE, DUSTBIN
 
 
 def cell_centers(
@@ -63,6 +63,33 @@ def valid_at(valid: Tensor, pixels: Tensor) -> Tensor:
     """Whether whole pixels (B, 2, N) of the image lie in cells that are ``valid`` (B, Hc, Wc)."""
     x, y = (pixels // CELL_SIZE).unbind(1)
     return valid.flatten(1).gather(1, y * valid.shape[2] + x)
+
+
+def labelled_pixels(labels: Tensor) -> Tensor:
+    """Labelled pixels (B, 2, N) as (x, y), a cell after the other; of the dustbin, the last one."""
+    rows, columns = labels.shape[1:]
+    cell_y = torch.arange(rows, device=labels.device)[:, None] * CELL_SIZE
+    cell_x = torch.arange(columns, device=labels.device) * CELL_SIZE
+    inner = labels.clamp(max=DUSTBIN - 1)
+    pixels = (cell_x + inner % CELL_SIZE, cell_y + inner // CELL_SIZE)
+    return torch.stack(pixels, dim=1).flatten(2)
+
+
+def keypoint_places(labels: Tensor, offsets: Tensor) -> Tensor:
+    """A pixel (x, y) of each cell: its keypoint, or its centre where it has none.
+
+    Args:
+        labels: int64 (B, Hc, Wc), 0..64.
+        offsets: (B, 2, Hc, Wc), see `label_offsets`.
+
+    Returns:
+        (B, Hc Wc, 2), row-major, in the type of ``offsets``.
+    """
+    rows, columns = labels.shape[1:]
+    centers = cell_centers(rows, columns, labels.device, offsets.dtype).T
+    found = (labels < DUSTBIN).flatten(1)[:, None]
+    keypoints = labelled_pixels(labels) + offsets.flatten(2)
+    return torch.where(found, keypoints, centers).mT
 
 
 def nearby_cells(H_0to1: Tensor, rows: int, columns: int, distance: float) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from superpoint_lib.augmentation import PHOTOMETRIC_PRESETS
+from superpoint_lib.augmentation import PHOTOMETRIC_PRESETS, PhotometricConfig
 from superpoint_lib.config import ConfigError, replace
 from superpoint_lib.geometry import HOMOGRAPHY_PRESETS, HomographyConfig
 from superpoint_lib.losses import HINGE_LAMBDAS, HINGE_PRESETS
@@ -37,13 +37,16 @@ class TrainConfig:
         labels: a folder of labels (superpoint adapt) for each folder of images.
         height: of the samples, a multiple of 8.
         width: of the samples, a multiple of 8.
-        photometric: changes of gray levels: none, synthetic, coco_magicpoint, coco_superpoint or
-            strong (notebook 01).
+        photometric: changes of gray levels: none, synthetic, coco_magicpoint, coco_superpoint,
+            strong or harsh (notebook 01), or several, "coco_superpoint+harsh", one of which is
+            drawn for each view.
         homography: the warp: a preset of notebook 03, or several, "coco+any-scale", which samples
             take in turn.
         views: 1, or 2: a picture and its warp.
         enlarge: photographs are cropped and made smaller, or enlarged up to so many times, by
             chance.
+        whole_picture: make the second view from the whole photograph, with the detail that the crop
+            has lost and what lies beyond it, instead of from the first view.
         drawn_every: so many photographs, one of which is replaced by drawn shapes (by which no
             descriptor is learnt); 0 for none.
         detector_weight: of the detector loss.
@@ -64,6 +67,10 @@ class TrainConfig:
         hinge: preset of margins and weights: default, paper, rpautrat, eric, zeng or zeng-stage1
             (notebook 04).
         temperature: of InfoNCE.
+        everywhere: InfoNCE chooses among all cells of the other view, not only among the places
+            where cells land.
+        at_keypoints: InfoNCE finds keypoints again, and the centres of cells that have none; else
+            the centres of all.
         freeze_norm_after: fraction of the steps after which batch normalisation uses, and no longer
             changes, its running statistics.
         one_forward: send both views of a pair through the network together, so that batch
@@ -112,6 +119,7 @@ class TrainConfig:
     homography: str = "synthetic"
     views: int = 1
     enlarge: float = 1.0
+    whole_picture: bool = False
     drawn_every: int = 0
 
     detector_weight: float = 1.0
@@ -126,6 +134,8 @@ class TrainConfig:
     descriptor_loss: Literal["hinge", "infonce", "sparse"] = "infonce"
     hinge: str = "default"
     temperature: float = 0.05
+    everywhere: bool = False
+    at_keypoints: bool = False
     freeze_norm_after: float = 1.0
     one_forward: bool = True
 
@@ -149,7 +159,7 @@ class TrainConfig:
         if self.views not in (1, 2):
             raise ConfigError(f"views: must be 1 or 2, got {self.views}")
         for key, names, table in (
-            ("photometric", [self.photometric], PHOTOMETRIC_PRESETS),
+            ("photometric", self.photometric.split("+"), PHOTOMETRIC_PRESETS),
             ("homography", self.homography.split("+"), HOMOGRAPHY_PRESETS),
             ("hinge", [self.hinge], HINGE_PRESETS),
         ):
@@ -181,6 +191,11 @@ class TrainConfig:
         for key in ("agreement_weight", "repeatability_weight"):
             if getattr(self, key) and self.views != 2:
                 raise ConfigError(f"{key}: needs views 2, got views {self.views}")
+        for key in ("everywhere", "at_keypoints"):
+            if getattr(self, key) and self.descriptor_loss != "infonce":
+                raise ConfigError(
+                    f"{key}: a setting of descriptor_loss 'infonce', got {self.descriptor_loss!r}"
+                )
         if not self.detector_weight and not self.descriptor_weight:
             raise ConfigError("detector_weight and descriptor_weight are both 0: nothing to train")
         if self.soft_targets and self.data != "photos":
@@ -190,6 +205,11 @@ class TrainConfig:
             )
         if self.sharpen != 1 and not self.soft_targets:
             raise ConfigError("sharpen: only the probabilities of soft_targets can be sharpened")
+        if self.whole_picture and (self.data != "photos" or self.views != 2):
+            raise ConfigError(
+                "whole_picture: needs data 'photos' and views 2, got "
+                f"data {self.data!r} and views {self.views}"
+            )
         if self.drawn_every and self.data != "photos":
             raise ConfigError("drawn_every: every sample of data 'shapes' is drawn")
         if self.data == "photos" and not self.labels:
@@ -202,6 +222,11 @@ class TrainConfig:
     def homographies(self) -> list[HomographyConfig]:
         """The presets that ``homography`` names."""
         return [HOMOGRAPHY_PRESETS[name] for name in self.homography.split("+")]
+
+    @property
+    def photometrics(self) -> list[PhotometricConfig]:
+        """The presets that ``photometric`` names."""
+        return [PHOTOMETRIC_PRESETS[name] for name in self.photometric.split("+")]
 
     @property
     def model_config(self) -> ModelConfig:

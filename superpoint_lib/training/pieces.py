@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from superpoint_lib.augmentation import PHOTOMETRIC_PRESETS
 from superpoint_lib.checkpoints import load_weights
 from superpoint_lib.config import ConfigError
 from superpoint_lib.datasets import (
@@ -67,7 +66,7 @@ def _load_partly(net: nn.Module, name: str) -> None:
 
 def make_dataset(config: TrainConfig) -> Samples:
     """The samples of a run, see the ``datasets`` module."""
-    photometric = PHOTOMETRIC_PRESETS[config.photometric]
+    photometric = config.photometrics
     homography = config.homographies
     shapes = ShapesConfig(
         canvas_height=2 * config.height,
@@ -91,6 +90,7 @@ def make_dataset(config: TrainConfig) -> Samples:
         targets=config.soft_targets,
         enlarge=config.enlarge,
         sharpen=config.sharpen,
+        whole_picture=config.whole_picture,
     )
     return MixedDataset(photos, drawn, config.drawn_every) if config.drawn_every else photos
 

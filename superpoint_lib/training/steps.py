@@ -14,6 +14,7 @@ from superpoint_lib.losses import (
     descriptor_infonce_loss,
     descriptor_sparse_loss,
     detector_loss,
+    keypoint_places,
     position_loss,
     repeatability_loss,
 )
@@ -94,12 +95,23 @@ def pair_step(model: nn.Module, batch: Batch, config: TrainConfig, step: int = 0
         case "hinge":
             descriptor = descriptor_hinge_loss(*pair, config=HINGE_PRESETS[config.hinge])
         case "infonce":
-            descriptor = descriptor_infonce_loss(*pair, temperature=config.temperature)
+            descriptor = descriptor_infonce_loss(
+                *pair,
+                temperature=config.temperature,
+                everywhere=config.everywhere,
+                places=_places(batch) if config.at_keypoints else None,
+            )
         case "sparse":
             generator = torch.Generator(descriptors0.device)
             generator.manual_seed(config.seed * 1_000_003 + step)
             descriptor = descriptor_sparse_loss(*pair, generator=generator)
     return _add(losses, "descriptor", descriptor, config.descriptor_weight)
+
+
+def _places(batch: Batch) -> tuple[Tensor, Tensor]:
+    """A place in each cell of both views, its keypoint if it has one."""
+    first, second = (keypoint_places(batch[f"labels{v}"], batch[f"offsets{v}"]) for v in "01")
+    return first, second
 
 
 def _add(losses: Losses, name: str, part: Tensor, weight: float) -> Losses:
