@@ -108,11 +108,11 @@ class EvaluateOptions:
     MagicPoints."""
     data: str = "auto"
     """Folder of HPatches sequences; auto: data/hpatches if there, else the mini benchmark; warped:
-    many small warped pairs, to choose between trainings; shapes: detectors on drawn shapes, with
-    and without noise."""
+    many small warped pairs, to choose between trainings; warped-hard: the same with more blur,
+    noise, turn and zoom; shapes: detectors on drawn shapes, with and without noise."""
     protocol: str = ""
     """How to measure: rpautrat (the default), rpautrat-box, eric or gluefactory; warped for --data
-    warped. Not for shapes."""
+    warped and warped-hard. Not for shapes."""
     against: str = ""
     """One of the extractors: also tell what the others gain on it, pair by pair. Not for shapes."""
     images_per_primitive: int = 200
