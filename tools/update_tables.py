@@ -135,6 +135,36 @@ def _with_unit(text: str) -> str:
     return text.removesuffix(" x") + " ×" if text.endswith(" x") else text
 
 
+#: Notebooks of the standard profile, and the word of those figures that tell of its own training.
+STANDARD = {
+    "02_magicpoint_training": ", this training",
+    "03_homographic_adaptation": "photograph",
+    "05_staged_training": ", two stages",
+    "06_hpatches_evaluation": "superpoint ",
+}
+
+
+def standard() -> str:
+    """What the standard profile takes and reaches."""
+    path = RESULTS / "standard.json"
+    content = _read(path)
+    rows = []
+    for name, word in STANDARD.items():
+        notebook = content["notebooks"][name]
+        reached = {
+            key.replace(word, "") if " " in word else key: value
+            for key, value in notebook["results"].items()
+            if word in key
+        }
+        told = "; ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in reached.items())
+        rows.append([name[:2], f"{notebook['seconds'] / 60:.0f}", told])
+    caption = (
+        f"**`standard`**, from nothing to a SuperPoint: {content['seconds'] / 60:.0f} minutes in "
+        f"all on {content['machine']}, commit {_short(content['commit'])}."
+    )
+    return _with_source(caption, ["notebook", "minutes", "reached"], rows, path)
+
+
 def weights() -> str:
     """What the weight files say of themselves."""
     rows = []
@@ -171,6 +201,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "hpatches": hpatches,
     "shapes": shapes,
     "speed": speed,
+    "standard": standard,
     "weights": weights,
     "commands": commands,
 }
