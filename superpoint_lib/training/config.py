@@ -335,12 +335,12 @@ _ENLARGED = replace(
 
 #: Ready configurations. magicpoint-synthetic, magicpoint-adapted, superpoint, superpoint-further,
 #: superpoint-soft, superpoint-agreement, superpoint-turned, superpoint-mixed, superpoint-sharper,
-#: superpoint-repeatable and superpoint-agreed train the bundled weights, each starting from the one
-#: before (magicpoint-adapted and superpoint are to be given it as ``init``, the others expect it in
-#: runs; superpoint-repeatable starts from the average of the two before); from superpoint-further
-#: on, on labels of a second, third (soft, agreement), fourth (turned, mixed), fifth (sharper,
-#: repeatable) and sixth round of adaptation (agreed) and from folded weights, without
-#: normalisation; superpoint-finer, from superpoint-mixed on, was tried and not shipped
+#: superpoint-repeatable, superpoint-agreed and superpoint-sturdy train the bundled weights, each
+#: starting from the one before (magicpoint-adapted and superpoint are to be given it as ``init``,
+#: the others expect it in runs; superpoint-repeatable and superpoint-sturdy start from averages of
+#: those before); from superpoint-further on, on labels of a second, third (soft, agreement), fourth
+#: (turned, mixed), fifth (sharper, repeatable) and sixth round of adaptation (agreed, sturdy) and
+#: from folded weights, without normalisation; superpoint-finer, from superpoint-mixed on, was tried and not shipped
 #: (results/README.md).
 #: magicpoint-synthetic-further goes on from magicpoint-synthetic, likewise. superpoint-open sees
 #: drawn shapes and pictures of open licences only, in one training from magicpoint-synthetic on
@@ -380,6 +380,19 @@ RECIPES: dict[str, TrainConfig] = {
         init="runs/superpoint-repeatable.safetensors",
         labels=("runs/labels7",),
         steps=6000,
+        drawn_every=9,
+        repeatability_weight=8.0,
+        repeatability_reach=1,
+    ),
+    "superpoint-sturdy": replace(
+        _ENLARGED,
+        init="runs/superpoint-agreed-blended.safetensors",
+        labels=("runs/labels7",),
+        photometric="+".join(3 * ["coco_superpoint"] + ["harsh"]),
+        whole_picture=True,
+        everywhere=True,
+        at_keypoints=True,
+        steps=4500,
         drawn_every=9,
         repeatability_weight=8.0,
         repeatability_reach=1,
