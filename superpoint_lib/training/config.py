@@ -340,8 +340,8 @@ _ENLARGED = replace(
 #: the others expect it in runs; superpoint-repeatable and superpoint-sturdy start from averages of
 #: those before); from superpoint-further on, on labels of a second, third (soft, agreement), fourth
 #: (turned, mixed), fifth (sharper, repeatable) and sixth round of adaptation (agreed, sturdy) and
-#: from folded weights, without normalisation; superpoint-finer, from superpoint-mixed on, was tried and not shipped
-#: (results/README.md).
+#: from folded weights, without normalisation; superpoint-finer, from superpoint-mixed on, was tried
+#: and not shipped (results/README.md).
 #: magicpoint-synthetic-further goes on from magicpoint-synthetic, likewise. superpoint-open sees
 #: drawn shapes and pictures of open licences only, in one training from magicpoint-synthetic on
 #: (superpoint_lib/weights/README.md). original-stage1 and -stage2 (to be given stage 1's weights)
