@@ -156,8 +156,9 @@ def standard() -> str:
             for key, value in notebook["results"].items()
             if word in key
         }
-        told = "; ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in reached.items())
-        rows.append([name[:2], f"{notebook['seconds'] / 60:.0f}", told])
+        told = "; ".join(f"{key.replace('_', ' ')} {_few(value)}" for key, value in reached.items())
+        title = f"{name[3:].replace('_', ' ')} ({name[:2]})"
+        rows.append([title, f"{notebook['seconds'] / 60:.0f}", told])
     caption = (
         f"**`standard`**, from nothing to a SuperPoint: {content['seconds'] / 60:.0f} minutes in "
         f"all on {content['machine']}, commit {_short(content['commit'])}."
@@ -211,6 +212,11 @@ def _read(path: Path) -> dict[str, Any]:
     content = json.loads(path.read_text(encoding="utf-8"))
     assert isinstance(content, dict)
     return content
+
+
+def _few(value: float) -> str:
+    """Whole numbers as they are, others with one decimal, or three below ten."""
+    return str(value) if isinstance(value, int) else f"{value:.{1 if value >= 10 else 3}f}"
 
 
 def _decimals(value: float | None) -> str:
