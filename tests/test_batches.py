@@ -377,7 +377,7 @@ def test_nothing_waits_for_the_device():
         pytest.skip("needs a GPU")
     dataset, raw = raw_shapes(2, "any-angle")
     raw = {name: value.cuda() for name, value in raw.items()}
-    config = PHOTOMETRIC_PRESETS["strong"]
+    config = [PHOTOMETRIC_PRESETS[name] for name in ("strong", "harsh")]
     make_batch(raw, 2, config, Draws(torch.device("cuda"), 0), dataset.border)
     torch.cuda.set_sync_debug_mode("error")
     try:
