@@ -91,8 +91,15 @@ def _infonce_one_way(
     # of the work. Everything that adds up, the softmax above all, is computed in full.
     logits = torch.baddbmm(mask, anchors.mT, others, alpha=1 / temperature)
     with full_precision(source):
-        right = (anchors * own).sum(1) / temperature
-        losses = F.softplus(promote(logits).logsumexp(2) - right)
+        logits = promote(logits)
+        if everywhere:
+            right = (anchors * own).sum(1) / temperature
+            losses = F.softplus(logits.logsumexp(2) - right)
+        else:  # the own place is among the others, on the diagonal
+            batch, cells = usable.shape
+            own_place = torch.arange(cells, device=logits.device).repeat(batch)
+            rows = F.cross_entropy(logits.flatten(0, 1), own_place, reduction="none")
+            losses = rows.view(batch, cells)
         weights = usable.to(losses.dtype)
         return image_mean((losses * weights).sum(1), weights.sum(1), "image")
 
@@ -105,11 +112,12 @@ def _no_candidates(
     exclusion: float,
     everywhere: bool,
 ) -> Tensor:
-    """Which places (B, N, K) do not compete with the own one of each cell, itself among them."""
+    """Which places (B, N, K) do not compete for each cell; without ``everywhere`` its own does."""
     if not everywhere:
         near = torch.cdist(warped, warped) <= exclusion
-        near.diagonal(dim1=1, dim2=2).fill_(True)
-        return near | ~usable[:, None]
+        near |= ~usable[:, None]
+        near.diagonal(dim1=1, dim2=2).fill_(False)
+        return near
     rows, columns = target.shape[2:]
     centers = cell_centers(rows, columns, warped.device, warped.dtype)
     near = torch.cdist(warped, centers.expand(len(warped), -1, -1)) <= exclusion
