@@ -5,6 +5,7 @@ import kornia
 import numpy as np
 import pytest
 import torch
+from labelled_scene import write_scene
 
 from superpoint_lib import batches
 from superpoint_lib.augmentation import (
@@ -23,7 +24,7 @@ from superpoint_lib.batches import (
     target_cells,
 )
 from superpoint_lib.config import replace
-from superpoint_lib.datasets import PhotoDataset, ShapesDataset, make_views, save_labels
+from superpoint_lib.datasets import PhotoDataset, ShapesDataset, make_views
 from superpoint_lib.geometry import (
     HOMOGRAPHY_PRESETS,
     sample_homographies,
@@ -116,16 +117,8 @@ def test_batches_are_the_samples_of_the_loader(homography):
 
 @pytest.mark.parametrize("targets", [False, True])
 def test_views_of_whole_pictures_are_those_of_the_loader(tmp_path, targets):
-    noise = np.random.default_rng(0).random((12, 16), dtype=np.float32)
-    picture = (cv2.resize(noise, (160, 120), interpolation=cv2.INTER_CUBIC) * 255).clip(0, 255)
-    (tmp_path / "images").mkdir()
-    assert cv2.imwrite(str(tmp_path / "images/a.png"), picture)
-    grid = np.stack(np.meshgrid(np.arange(5, 160, 25), np.arange(5, 120, 25)), -1).reshape(-1, 2)
-    scores = np.full(len(grid), 0.5)
-    save_labels(tmp_path / "labels/a.npz", grid, scores, (120, 160), {}, scores)
     dataset = PhotoDataset(
-        [tmp_path / "images"],
-        [tmp_path / "labels"],
+        *write_scene(tmp_path),
         48,
         64,
         NONE,

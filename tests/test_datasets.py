@@ -5,6 +5,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from labelled_scene import write_scene
 from torch.utils.data import DataLoader
 
 from superpoint_lib.augmentation import PHOTOMETRIC_PRESETS
@@ -259,14 +260,7 @@ def test_random_crops_are_between_the_whole_picture_and_the_largest_scale(enlarg
 
 @pytest.fixture
 def scene(tmp_path: Path) -> tuple[list[Path], list[Path]]:
-    """A smooth picture larger than the samples, with a grid of keypoints."""
-    noise = np.random.default_rng(0).random((12, 16), dtype=np.float32)
-    image = cv2.resize(noise, (160, 120), interpolation=cv2.INTER_CUBIC)
-    write_picture(tmp_path / "images/a.png", (image * 255).clip(0, 255).astype(np.uint8))
-    grid = np.stack(np.meshgrid(np.arange(5, 160, 15), np.arange(5, 120, 15)), -1).reshape(-1, 2)
-    scores = np.full(len(grid), 0.5)
-    save_labels(tmp_path / "labels/a.npz", grid, scores, (120, 160), {}, scores)
-    return [tmp_path / "images"], [tmp_path / "labels"]
+    return write_scene(tmp_path)
 
 
 def test_a_view_from_the_whole_picture_shows_what_lies_beyond_the_crop(scene):

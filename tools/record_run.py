@@ -41,9 +41,9 @@ def main(options: Options) -> None:
     record = {
         "command": f"superpoint run --profile {options.profile} && "
         f"python tools/record_run.py {options.profile}",
-        "commit": _only(trainings, "commit"),
-        "machine": _only(trainings, "machine"),
-        "torch": _only(trainings, "torch"),
+        "commit": _distinct(trainings, "commit"),
+        "machine": _distinct(trainings, "machine"),
+        "torch": _distinct(trainings, "torch"),
         "seconds": round(sum(one["seconds"] for one in notebooks.values()), 1),
         "notebooks": {
             name: {key: one[key] for key in ("seconds", "parameters", "results")}
@@ -55,8 +55,8 @@ def main(options: Options) -> None:
     print(f"{len(notebooks)} notebooks, {record['seconds'] / 60:.0f} minutes: {path}")
 
 
-def _only(trainings: list[dict[str, Any]], key: str) -> str:
-    """What all trainings say, or each of the different answers."""
+def _distinct(trainings: list[dict[str, Any]], key: str) -> str:
+    """The different things that the trainings say, mostly one."""
     return ", ".join(dict.fromkeys(str(training[key]) for training in trainings))
 
 

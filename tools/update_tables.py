@@ -35,6 +35,15 @@ HPATCHES_COLUMNS = {
 }
 
 
+#: Notebooks of the standard profile, and what those of their figures are called that it earns.
+STANDARD_FIGURES = {
+    "02_magicpoint_training": "this training",
+    "03_homographic_adaptation": "photograph",
+    "05_staged_training": "two stages",
+    "06_hpatches_evaluation": "superpoint",
+}
+
+
 def hpatches() -> str:
     """Real sequences, by the rpautrat protocol."""
     path = RESULTS / "hpatches_like.json"
@@ -135,28 +144,18 @@ def _with_unit(text: str) -> str:
     return text.removesuffix(" x") + " ×" if text.endswith(" x") else text
 
 
-#: Notebooks of the standard profile, and the word of those figures that tell of its own training.
-STANDARD = {
-    "02_magicpoint_training": ", this training",
-    "03_homographic_adaptation": "photograph",
-    "05_staged_training": ", two stages",
-    "06_hpatches_evaluation": "superpoint ",
-}
-
-
 def standard() -> str:
     """What the standard profile takes and reaches."""
     path = RESULTS / "standard.json"
     content = _read(path)
     rows = []
-    for name, word in STANDARD.items():
+    for name, word in STANDARD_FIGURES.items():
         notebook = content["notebooks"][name]
-        reached = {
-            key.replace(word, "") if " " in word else key: value
+        told = "; ".join(
+            f"{key.replace('_', ' ')} {_few(value)}"
             for key, value in notebook["results"].items()
             if word in key
-        }
-        told = "; ".join(f"{key.replace('_', ' ')} {_few(value)}" for key, value in reached.items())
+        )
         title = f"{name[3:].replace('_', ' ')} ({name[:2]})"
         rows.append([title, f"{notebook['seconds'] / 60:.0f}", told])
     caption = (

@@ -333,6 +333,16 @@ _ENLARGED = replace(
     learning_rate=8e-4,
 )
 
+_AGREED = replace(
+    _ENLARGED,
+    init="runs/superpoint-repeatable.safetensors",
+    labels=("runs/labels7",),
+    steps=6000,
+    drawn_every=9,
+    repeatability_weight=8.0,
+    repeatability_reach=1,
+)
+
 #: Ready configurations. magicpoint-synthetic, magicpoint-adapted, superpoint, superpoint-further,
 #: superpoint-soft, superpoint-agreement, superpoint-turned, superpoint-mixed, superpoint-sharper,
 #: superpoint-repeatable, superpoint-agreed and superpoint-sturdy train the bundled weights, each
@@ -375,27 +385,15 @@ RECIPES: dict[str, TrainConfig] = {
         drawn_every=9,
         repeatability_weight=6.0,
     ),
-    "superpoint-agreed": replace(
-        _ENLARGED,
-        init="runs/superpoint-repeatable.safetensors",
-        labels=("runs/labels7",),
-        steps=6000,
-        drawn_every=9,
-        repeatability_weight=8.0,
-        repeatability_reach=1,
-    ),
+    "superpoint-agreed": _AGREED,
     "superpoint-sturdy": replace(
-        _ENLARGED,
+        _AGREED,
         init="runs/superpoint-agreed-blended.safetensors",
-        labels=("runs/labels7",),
-        photometric="+".join(3 * ["coco_superpoint"] + ["harsh"]),
+        photometric="coco_superpoint+coco_superpoint+coco_superpoint+harsh",
         whole_picture=True,
         everywhere=True,
         at_keypoints=True,
         steps=4500,
-        drawn_every=9,
-        repeatability_weight=8.0,
-        repeatability_reach=1,
     ),
     "superpoint-open": replace(
         _SOFT,
