@@ -25,6 +25,8 @@ from superpoint_lib.geometry import (
 )
 
 Image = NDArray[np.float32]
+Warp = HomographyConfig | NDArray[np.float64]
+"""How a homography is drawn, or one (3, 3)."""
 
 #: The shade is made at the resolution where its kernel is about so many pixels wide.
 SHADE_DETAIL = 12
@@ -264,10 +266,19 @@ def motion_kernel(side: int, angle: float) -> Image:
     return (weight / weight.sum()).astype(np.float32)
 
 
+def draw_homography(
+    homography: Warp, height: int, width: int, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """One random homography (3, 3) of a picture; the given one, if it is one already."""
+    if isinstance(homography, HomographyConfig):
+        return sample_homographies(1, height, width, homography, rng)[0]
+    return homography
+
+
 def augment_homographic(
     image: Image,
     keypoints: NDArray[np.floating],
-    config: HomographyConfig,
+    homography: Warp,
     rng: np.random.Generator,
     border: int = 3,
     window: NDArray[np.float64] | None = None,
@@ -278,7 +289,7 @@ def augment_homographic(
     Args:
         image: float32 (H, W) in [0, 1].
         keypoints: (N, 2) in its pixels.
-        config: which homographies.
+        homography: how it is drawn, or itself, (3, 3).
         rng: source of every random number used.
         border: pixels within this distance of where the source picture ends are not valid.
         window: (3, 3), from pixels of ``image`` to those of a view of it, which is what the
@@ -296,7 +307,7 @@ def augment_homographic(
     Derived in notebook 03.
     """
     height, width = image.shape if size is None else size
-    H = sample_homographies(1, height, width, config, rng)[0]
+    H = draw_homography(homography, height, width, rng)
     if window is None:
         to_warped, samples = H, 1
     else:

@@ -23,11 +23,11 @@ from superpoint_lib.augmentation import (
     Photometric,
     PhotometricConfig,
     augment_homographic,
+    draw_homography,
 )
 from superpoint_lib.datasets import Sample, Samples
 from superpoint_lib.geometry import (
     on_pixels,
-    sample_homographies,
     warp_batch_with_masks,
     warp_points,
 )
@@ -57,7 +57,7 @@ class RawSamples(Dataset[Sample]):
         if one.described is not None:
             sample["described"] = np.array(one.described)
         if one.whole is None:
-            H = sample_homographies(1, height, width, one.homography, one.rng)[0]
+            H = draw_homography(one.homography, height, width, one.rng)
         else:
             image, points, probabilities, window = one.whole
             warped, _, valid, H = augment_homographic(

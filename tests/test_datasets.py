@@ -26,7 +26,12 @@ from superpoint_lib.datasets import (
     resolve_images,
     save_labels,
 )
-from superpoint_lib.geometry import HOMOGRAPHY_PRESETS, warp_points
+from superpoint_lib.geometry import (
+    HOMOGRAPHY_PRESETS,
+    HomographyConfig,
+    turn_and_zoom,
+    warp_points,
+)
 from superpoint_lib.shapes import ShapesConfig, draw_sample
 
 PLAIN = {
@@ -264,13 +269,22 @@ def scene(tmp_path: Path) -> tuple[list[Path], list[Path]]:
 
 
 def test_a_view_from_the_whole_picture_shows_what_lies_beyond_the_crop(scene):
-    settings = {"photometric": PLAIN["photometric"], "targets": True, "enlarge": 1.5}
-    ways = {"homography": HOMOGRAPHY_PRESETS["any-scale"], "seed": 3}
-    crop = PhotoDataset(*scene, 48, 64, **settings, **ways)
-    whole = PhotoDataset(*scene, 48, 64, **settings, **ways, whole_picture=True)
+    settings = {"photometric": PLAIN["photometric"], "targets": True, "enlarge": 1.5, "seed": 3}
+    ways = {"homography": HOMOGRAPHY_PRESETS["any-scale"], "whole_picture": True}
+    dataset = PhotoDataset(*scene, 48, 64, **settings, **ways)
     more = 0
     for i in range(8):
-        one, other = crop[i], whole[i]
+        cut = dataset.labelled(i)
+        one = make_views(
+            cut.image.astype(np.float32) / 255,
+            cut.keypoints,
+            2,
+            PLAIN["photometric"],
+            cut.homography,
+            cut.rng,
+            probabilities=cut.probabilities,
+        )
+        other = dataset[i]
         assert one.keys() == other.keys()
         assert torch.equal(one["H_0to1"], other["H_0to1"])
         for name in ("image0", "labels0", "targets0", "valid0"):
@@ -283,6 +297,36 @@ def test_a_view_from_the_whole_picture_shows_what_lies_beyond_the_crop(scene):
         mass = [float((1 - sample["targets1"][64]).sum()) for sample in (one, other)]
         assert mass[0] <= mass[1] + 1e-4
     assert more > 40
+
+
+def test_both_views_of_a_zoomed_pair_keep_to_the_scales_of_crops():
+    rng = np.random.default_rng(0)
+    picture = np.zeros((192, 256), np.uint8)
+    for zoom in (0.4, 0.5, 0.8, 1.0, 1.6, 2.0, 3.0):
+        windows = [
+            crop_and_resize(picture, 96, 128, "random", rng, 1.0, zoom)[1] for _ in range(200)
+        ]
+        scales = np.array([turn_and_zoom(window, 192, 256)[1] for window in windows])
+        # The largest window has half the picture's resolution. Two views can differ by two.
+        least, most = {0.4: (1, 1), 3.0: (0.5, 0.5)}.get(
+            zoom, (0.5 * max(1, 1 / zoom), 1 / max(1, zoom))
+        )
+        assert scales.min() >= least - 0.01 and scales.max() <= most + 0.01
+        assert scales.min() < least + 0.02 and scales.max() > most - 0.02
+
+
+def test_views_from_whole_pictures_zoom_as_drawn_and_crops_make_room(scene):
+    far = HomographyConfig(scale_amplitude=2.0, scales="log-even", perspective=False)
+    settings = {"photometric": PLAIN["photometric"], "enlarge": 1.5, "homography": far}
+    dataset = PhotoDataset(*scene, 48, 64, **settings, whole_picture=True)
+    zooms, scales = [], []
+    for i in range(60):
+        cut = dataset.labelled(i)
+        zooms.append(turn_and_zoom(cut.homography, 48, 64)[1])
+        scales.append(turn_and_zoom(cut.whole.window, *cut.whole.image.shape)[1])
+        np.testing.assert_allclose(dataset[i]["H_0to1"], cut.homography, atol=1e-5, rtol=1e-5)
+    assert min(zooms) < 0.45 and max(zooms) > 2.2
+    assert np.corrcoef(np.log(zooms), np.log(scales))[0, 1] < -0.5
 
 
 def test_whole_pictures_and_drawn_shapes_mix(scene):

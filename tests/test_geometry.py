@@ -380,14 +380,17 @@ def test_scale_alone_zooms_about_the_centre():
     assert patch_scale.std() == pytest.approx(truncated_std(0.2), rel=0.05)
 
 
-def test_logarithmic_scales_go_both_ways_alike():
-    H = sample(dataclasses.replace(ONLY["scale"], scales="log", scale_amplitude=1.5))
+@pytest.mark.parametrize(
+    ("scales", "deviation"), [("log", truncated_std(1)), ("log-even", 1 / math.sqrt(3))]
+)
+def test_logarithmic_scales_go_both_ways_alike(scales, deviation):
+    H = sample(dataclasses.replace(ONLY["scale"], scales=scales, scale_amplitude=1.5))
     assert np.allclose(H, np.stack([zoom_about_centre(z, HEIGHT, WIDTH) for z in H[:, 0, 0]]))
     logs = np.log(H[:, 0, 0]) / np.log(2.5)
     assert 0.95 < logs.max() <= 1
     assert -1 <= logs.min() < -0.95
     assert logs.mean() == pytest.approx(0, abs=0.03)
-    assert logs.std() == pytest.approx(truncated_std(1), rel=0.05)
+    assert logs.std() == pytest.approx(deviation, rel=0.05)
 
 
 def test_stretching_changes_proportions_and_no_area():

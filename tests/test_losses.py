@@ -632,32 +632,46 @@ def test_infonce_everywhere_counts_what_only_one_image_shows():
     assert near.item() == pytest.approx((2 * math.log(4) + 3 * math.log(3)) / 5, abs=1e-6)
 
 
-def test_infonce_everywhere_is_the_definition():
+@pytest.mark.parametrize(("aside", "exclusion"), [(0.0, 8.0), (3.5, 8.0), (3.5, 4.0)])
+def test_infonce_everywhere_is_the_definition(aside, exclusion):
     d0, d1, H, valid0, valid1 = random_pair()
     rows, columns = d0.shape[2:]
     centers = cell_centers(rows, columns, dtype=H.dtype)
+    generator = torch.Generator().manual_seed(4)
+    asides = torch.rand(2, len(H), *centers.shape, generator=generator, dtype=H.dtype)
+    places0, places1 = centers + aside * (2 * asides - 1)
     directions = []
-    for source, target, G, valid, other in (
-        (d0, d1, H, valid0, valid1),
-        (d1, d0, torch.linalg.inv(H), valid1, valid0),
+    for source, target, G, valid, other, places, candidates in (
+        (d0, d1, H, valid0, valid1, places0, places1),
+        (d1, d0, torch.linalg.inv(H), valid1, valid0, places1, places0),
     ):
         means = []
+        anchors, choices = _sample(source, places), _sample(target, candidates)
         for b in range(len(source)):
             losses = []
-            for i, place in enumerate(warp_points(centers, G[b])):
+            for i, place in enumerate(warp_points(places[b], G[b])):
                 x, y = place.tolist()
                 row, column = math.floor((y + 0.5) / 8), math.floor((x + 0.5) / 8)
                 on = 0 <= x <= 8 * columns - 1 and 0 <= y <= 8 * rows - 1
                 if not (valid[b].flatten()[i] and on and other[b, row, column]):
                     continue
-                anchor = source[b].flatten(1)[:, i]
+                anchor = anchors[b, :, i]
                 own = anchor @ _sample(target[b : b + 1], place.view(1, 1, 2))[0, :, 0]
-                far = (centers - place).norm(dim=1) > 8
-                others = anchor @ target[b].flatten(1)[:, far & other[b].flatten()]
+                far = (candidates[b] - place).norm(dim=1) > exclusion
+                others = anchor @ choices[b, :, far & other[b].flatten()]
                 losses.append(torch.cat((own[None], others)).div(0.05).log_softmax(0)[0].neg())
             means.append(torch.stack(losses).mean())
         directions.append(torch.stack(means).mean())
-    ours = descriptor_infonce_loss(d0, d1, H, valid0, valid1, everywhere=True)
+    ours = descriptor_infonce_loss(
+        d0,
+        d1,
+        H,
+        valid0,
+        valid1,
+        exclusion=exclusion,
+        everywhere=True,
+        places=(places0, places1) if aside else None,
+    )
     assert ours.item() == pytest.approx((directions[0] + directions[1]).item() / 2, rel=1e-6)
 
 

@@ -307,14 +307,13 @@ def test_what_descriptors_are_told_apart_from_is_a_setting():
     pair = (*found, batch["H_0to1"], batch["valid0"], batch["valid1"])
     places = tuple(keypoint_places(batch[f"labels{i}"], batch[f"offsets{i}"]) for i in "01")
     seen = set()
-    for everywhere, at_keypoints in itertools.product((False, True), repeat=2):
-        config = replace(TINY_PAIRS, everywhere=everywhere, at_keypoints=at_keypoints)
-        expected = descriptor_infonce_loss(
-            *pair, everywhere=everywhere, places=places if at_keypoints else None
-        )
+    for everywhere, at_keypoints, exclusion in itertools.product((0, 1), (0, 1), (8.0, 4.0)):
+        rule = {"everywhere": bool(everywhere), "exclusion": exclusion}
+        config = replace(TINY_PAIRS, at_keypoints=bool(at_keypoints), **rule)
+        expected = descriptor_infonce_loss(*pair, **rule, places=places if at_keypoints else None)
         torch.testing.assert_close(pair_step(net, batch, config)["descriptor"], expected)
         seen.add(round(expected.item(), 4))
-    assert len(seen) == 4
+    assert len(seen) == 8
     with pytest.raises(ConfigError, match="everywhere: a setting of descriptor_loss 'infonce'"):
         replace(TINY_PAIRS, everywhere=True, descriptor_loss="hinge")
 

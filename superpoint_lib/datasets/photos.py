@@ -12,7 +12,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from superpoint_lib.augmentation import PHOTOMETRIC_PRESETS, Photometric
+from superpoint_lib.augmentation import (
+    PHOTOMETRIC_PRESETS,
+    Photometric,
+    Warp,
+    draw_homography,
+)
 from superpoint_lib.datasets.labels import label_folders, load_labels, read_label_image
 from superpoint_lib.datasets.samples import (
     Homographies,
@@ -28,6 +33,7 @@ from superpoint_lib.geometry import (
     crop_transform,
     on_pixels,
     resize_transform,
+    turn_and_zoom,
     warp_points,
 )
 from superpoint_lib.losses import sharpen_probabilities
@@ -44,6 +50,7 @@ def crop_and_resize(
     crop: Literal["random", "centre"],
     rng: np.random.Generator,
     enlarge: float = 1.0,
+    zoom: float = 1.0,
 ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
     """Cut a window of the wanted proportions out of a picture and resize it.
 
@@ -57,6 +64,9 @@ def crop_and_resize(
         crop: "random" or "centre".
         rng: source of the window; unused for "centre".
         enlarge: largest scale of "random".
+        zoom: of a second view against this one. Where the limits of the scale are far enough apart,
+            "random" keeps both views within them: before a view from far away it takes a near one,
+            which is sharp, too.
 
     Returns:
         The (height, width) picture, and the transform (3, 3) from pixels of ``image`` to its own.
@@ -65,7 +75,9 @@ def crop_and_resize(
     sides are whole pixels, so that the two scales may differ by less than one pixel in a side.
     """
     cover = max(height / image.shape[0], width / image.shape[1])
-    scale = rng.uniform(cover, max(cover, enlarge)) if crop == "random" else cover
+    most = max(cover, enlarge)
+    least, most = min(most, max(cover, cover / zoom)), max(cover, min(most, most / zoom))
+    scale = rng.uniform(least, most) if crop == "random" else cover
     window = np.array([width / scale, height / scale]).round().astype(int)
     room = np.array(image.shape[::-1]) - window
     room, window = room.clip(0), window + room.clip(None, 0)
@@ -119,7 +131,8 @@ class PhotoDataset(Samples):
         enlarge: largest scale of a random crop, see ``crop_and_resize``.
         sharpen: exponent of the probabilities, see ``losses.sharpen_probabilities``.
         whole_picture: make the warped view from the whole picture, with the detail that the crop
-            has lost and what lies beyond it, instead of from the crop.
+            has lost and what lies beyond it, instead of from the crop; which is then larger where
+            the warp makes it smaller, and the reverse.
 
     Attributes:
         pictures: paths of the pictures in use.
@@ -257,21 +270,21 @@ class PhotoDataset(Samples):
         """Sample ``index`` after cropping, before it is augmented."""
         rng = augmentation_rng(self.seed, index)
         picture = self._picture(index)
+        homography: Warp = in_turn(self.homography, index)
+        zoom = 1.0
+        if self.whole_picture:
+            homography = draw_homography(homography, self.height, self.width, rng)
+            zoom = turn_and_zoom(homography, self.height, self.width)[1]
         cropped, window = crop_and_resize(
-            picture.image, self.height, self.width, self.crop, rng, self.enlarge
+            picture.image, self.height, self.width, self.crop, rng, self.enlarge, zoom
         )
         moved = warp_points(picture.keypoints.astype(np.float64), window).astype(np.float32)
         kept = on_pixels(moved, self.height, self.width)
         probabilities = None if picture.probabilities is None else picture.probabilities[kept]
-        whole = Whole(picture.image, picture.keypoints, picture.probabilities, window)
-        return Labelled(
-            cropped,
-            moved[kept],
-            probabilities,
-            in_turn(self.homography, index),
-            rng,
-            whole=whole if self.whole_picture else None,
-        )
+        whole = None
+        if self.whole_picture:
+            whole = Whole(picture.image, picture.keypoints, picture.probabilities, window)
+        return Labelled(cropped, moved[kept], probabilities, homography, rng, whole=whole)
 
 
 def _paired_folders(

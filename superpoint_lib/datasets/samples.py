@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from superpoint_lib.augmentation import (
     Photometric,
+    Warp,
     augment_homographic,
     augment_photometric,
 )
@@ -53,7 +54,7 @@ class Labelled(NamedTuple):
     image: NDArray[Any]
     keypoints: NDArray[np.float32]
     probabilities: NDArray[np.float32] | None
-    homography: HomographyConfig
+    homography: Warp
     rng: np.random.Generator
     described: bool | None = None
     whole: Whole | None = None
@@ -100,7 +101,7 @@ def make_views(
     keypoints: NDArray[np.floating],
     views: int,
     photometric: Photometric,
-    homography: HomographyConfig,
+    homography: Warp,
     rng: np.random.Generator,
     border: int = 3,
     probabilities: NDArray[np.floating] | None = None,
@@ -117,7 +118,8 @@ def make_views(
         keypoints: (N, 2) as (x, y) in pixels of ``image``; N may be 0.
         views: 1 or 2.
         photometric: what happens to the gray levels.
-        homography: how warps are drawn; the "identity" preset turns them off.
+        homography: how the warp is drawn, or its homography (3, 3); the "identity" preset turns it
+            off.
         rng: source of every random choice.
         border: pixels by which the valid area of a warped view is eroded.
         probabilities: (N,) in [0, 1], how likely each keypoint is to be seen; None for certain

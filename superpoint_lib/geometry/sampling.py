@@ -30,7 +30,8 @@ class HomographyConfig:
         perspective_amplitude_y: largest shift of a corner in y.
         scale_amplitude: largest change of scale, a.
         scales: "linear" draws the factor from a normal distribution around 1, within 1 ± a; "log"
-            draws its logarithm, within 1 / (1 + a) and 1 + a: twice is as likely as half.
+            draws its logarithm, within 1 / (1 + a) and 1 + a: twice is as likely as half;
+            "log-even" draws the logarithm evenly, so that large changes are as likely as small.
         stretch_amplitude: largest change of the patch's proportions, b: by a factor within
             1 / (1 + b) and 1 + b, its logarithm normally distributed, the area kept. A plane seen
             at an angle.
@@ -56,7 +57,7 @@ class HomographyConfig:
     perspective_amplitude_x: float = 0.2
     perspective_amplitude_y: float = 0.2
     scale_amplitude: float = 0.2
-    scales: Literal["linear", "log"] = "linear"
+    scales: Literal["linear", "log", "log-even"] = "linear"
     stretch_amplitude: float = 0.0
     n_scales: int = 5
     n_angles: int = 25
@@ -106,13 +107,21 @@ HOMOGRAPHY_PRESETS: dict[str, HomographyConfig] = {
         angles="normal",
         rotate_in="pixels",
     ),
+    "any-distance": HomographyConfig(
+        scale_amplitude=2.0,
+        scales="log-even",
+        stretch_amplitude=1.0,
+        max_angle=math.pi,
+        angles="normal",
+        rotate_in="pixels",
+    ),
     "identity": HomographyConfig(perspective=False, scale=False, rotation=False, translation=False),
 }
 """Published parameter sets (synthetic shapes, COCO training, homographic adaptation, the COCO
-patches used for validation, all after github.com/rpautrat/SuperPoint), three of ours with any
+patches used for validation, all after github.com/rpautrat/SuperPoint), four of ours with any
 rotation and a wider zoom ("wide"; "any-angle" without stretching, and small turns most often;
-"any-scale", its zoom both ways alike and foreshortened besides), and no warp at all
-("identity")."""
+"any-scale", its zoom both ways alike and foreshortened besides; "any-distance", its zoom up to
+three, large ones as often as small), and no warp at all ("identity")."""
 
 
 def sample_homographies(
@@ -213,6 +222,8 @@ def _scaled(moved: np.ndarray, config: HomographyConfig, rng: np.random.Generato
     shape = (len(moved), config.n_scales)
     if config.scales == "log":
         scales = (1 + config.scale_amplitude) ** _truncated_normal(shape, 1, rng)
+    elif config.scales == "log-even":
+        scales = (1 + config.scale_amplitude) ** rng.uniform(-1, 1, shape)
     else:
         scales = 1 + _truncated_normal(shape, config.scale_amplitude, rng)
     factors = scales[..., None, None]

@@ -40,8 +40,9 @@ def descriptor_infonce_loss(
         everywhere: choose among i's own place and all valid cells of the other image, instead of
             the places where cells land: what only one image shows counts, too, and where it is
             enlarged, what lies between the places.
-        places: a pixel (x, y) of each cell of image 0, and of image 1, (B, Hc Wc, 2) each, to find
-            instead of its centre, say its keypoint; its descriptor is sampled, too.
+        places: a pixel (x, y) of each cell of image 0, and of image 1, (B, Hc Wc, 2) each, to find,
+            and with ``everywhere`` to choose from, instead of its centre, say its keypoint; its
+            descriptor is sampled, too.
 
     Returns:
         Scalar, >= 0; about log N for descriptors that tell nothing.
@@ -58,8 +59,8 @@ def descriptor_infonce_loss(
     d0, d1 = promote(descriptors0), promote(descriptors1)
     places0, places1 = (None, None) if places is None else places
     rule = (temperature, exclusion, everywhere)
-    forward = _infonce_one_way(d0, d1, H_0to1, valid0, valid1, places0, *rule)
-    backward = _infonce_one_way(d1, d0, adjugate(H_0to1), valid1, valid0, places1, *rule)
+    forward = _infonce_one_way(d0, d1, H_0to1, valid0, valid1, places0, places1, *rule)
+    backward = _infonce_one_way(d1, d0, adjugate(H_0to1), valid1, valid0, places1, places0, *rule)
     return (forward + backward) / 2
 
 
@@ -73,20 +74,24 @@ def _infonce_one_way(
     H: Tensor,
     valid_source: Tensor | None,
     valid_target: Tensor | None,
-    places: Tensor | None,
+    places_source: Tensor | None,
+    places_target: Tensor | None,
     temperature: float,
     exclusion: float,
     everywhere: bool,
 ) -> Tensor:
     with full_precision(source):
-        warped, usable = _landing(H, valid_source, valid_target, source, places)
-        anchors = source.flatten(2) if places is None else _sample(source, places)
+        warped, usable = _landing(H, valid_source, valid_target, source, places_source)
+        anchors = _described(source, places_source)
         own = _sample(target, warped)
+        others = _described(target, places_target) if everywhere else own
         with torch.no_grad():
-            left_out = _no_candidates(warped, usable, valid_target, target, exclusion, everywhere)
+            if everywhere:
+                left_out = _near_or_invalid(warped, valid_target, target, places_target, exclusion)
+            else:
+                left_out = _near_or_unusable(warped, usable, exclusion)
             mask = torch.zeros_like(left_out, dtype=source.dtype)
             mask.masked_fill_(left_out, _NO_CANDIDATE)
-    others = target.flatten(2) if everywhere else own
     # Under autocast in bfloat16, a product of unit vectors is off by 0.002 at most, and it is most
     # of the work. Everything that adds up, the softmax above all, is computed in full.
     logits = torch.baddbmm(mask, anchors.mT, others, alpha=1 / temperature)
@@ -104,24 +109,33 @@ def _infonce_one_way(
         return image_mean((losses * weights).sum(1), weights.sum(1), "image")
 
 
-def _no_candidates(
+def _near_or_unusable(warped: Tensor, usable: Tensor, exclusion: float) -> Tensor:
+    """Which landing places (B, N, N) do not compete for each cell: all but its own."""
+    left_out = torch.cdist(warped, warped) <= exclusion
+    left_out |= ~usable[:, None]
+    left_out.diagonal(dim1=1, dim2=2).fill_(False)
+    return left_out
+
+
+def _near_or_invalid(
     warped: Tensor,
-    usable: Tensor,
     valid_target: Tensor | None,
     target: Tensor,
+    places: Tensor | None,
     exclusion: float,
-    everywhere: bool,
 ) -> Tensor:
-    """Which places (B, N, K) do not compete for each cell; without ``everywhere`` its own does."""
-    if not everywhere:
-        near = torch.cdist(warped, warped) <= exclusion
-        near |= ~usable[:, None]
-        near.diagonal(dim1=1, dim2=2).fill_(False)
-        return near
-    rows, columns = target.shape[2:]
-    centers = cell_centers(rows, columns, warped.device, warped.dtype)
-    near = torch.cdist(warped, centers.expand(len(warped), -1, -1)) <= exclusion
+    """Which cells of the other image (B, N, K), at their places, do not compete for each cell."""
+    if places is None:
+        rows, columns = target.shape[2:]
+        centers = cell_centers(rows, columns, warped.device, warped.dtype)
+        places = centers.expand(len(warped), -1, -1)
+    near = torch.cdist(warped, places.to(warped.dtype)) <= exclusion
     return near if valid_target is None else near | ~valid_target.flatten(1)[:, None]
+
+
+def _described(descriptors: Tensor, places: Tensor | None) -> Tensor:
+    """The descriptor (B, D, N) of each cell: at its place, or as it is."""
+    return descriptors.flatten(2) if places is None else _sample(descriptors, places)
 
 
 def descriptor_sparse_loss(

@@ -69,8 +69,10 @@ class TrainConfig:
         temperature: of InfoNCE.
         everywhere: InfoNCE chooses among all cells of the other view, not only among the places
             where cells land.
-        at_keypoints: InfoNCE finds keypoints again, and the centres of cells that have none; else
-            the centres of all.
+        at_keypoints: InfoNCE finds keypoints again (among keypoints, with ``everywhere``), and the
+            centres of cells that have none; else the centres of all.
+        exclusion: pixels around its place in the other view where InfoNCE holds nothing to be
+            wrong.
         freeze_norm_after: fraction of the steps after which batch normalisation uses, and no longer
             changes, its running statistics.
         one_forward: send both views of a pair through the network together, so that batch
@@ -136,6 +138,7 @@ class TrainConfig:
     temperature: float = 0.05
     everywhere: bool = False
     at_keypoints: bool = False
+    exclusion: float = 8.0
     freeze_norm_after: float = 1.0
     one_forward: bool = True
 
@@ -175,7 +178,14 @@ class TrainConfig:
         ):
             if getattr(self, key) < 1:
                 raise ConfigError(f"{key}: must be at least 1, got {getattr(self, key)}")
-        for key in ("drawn_every", "learning_rate", "weight_decay", "gradient_clip", "seed"):
+        for key in (
+            "drawn_every",
+            "learning_rate",
+            "weight_decay",
+            "gradient_clip",
+            "exclusion",
+            "seed",
+        ):
             if getattr(self, key) < 0:
                 raise ConfigError(f"{key}: must not be negative, got {getattr(self, key)}")
         for key in ("enlarge", "sharpen", "temperature"):
@@ -343,15 +353,25 @@ _AGREED = replace(
     repeatability_reach=1,
 )
 
+_STURDY = replace(
+    _AGREED,
+    init="runs/superpoint-agreed-blended.safetensors",
+    photometric="coco_superpoint+coco_superpoint+coco_superpoint+harsh",
+    whole_picture=True,
+    everywhere=True,
+    at_keypoints=True,
+    steps=4500,
+)
+
 #: Ready configurations. magicpoint-synthetic, magicpoint-adapted, superpoint, superpoint-further,
 #: superpoint-soft, superpoint-agreement, superpoint-turned, superpoint-mixed, superpoint-sharper,
-#: superpoint-repeatable, superpoint-agreed and superpoint-sturdy train the bundled weights, each
-#: starting from the one before (magicpoint-adapted and superpoint are to be given it as ``init``,
-#: the others expect it in runs; superpoint-repeatable and superpoint-sturdy start from averages of
-#: those before); from superpoint-further on, on labels of a second, third (soft, agreement), fourth
-#: (turned, mixed), fifth (sharper, repeatable) and sixth round of adaptation (agreed, sturdy) and
-#: from folded weights, without normalisation; superpoint-finer, from superpoint-mixed on, was tried
-#: and not shipped (results/README.md).
+#: superpoint-repeatable, superpoint-agreed, superpoint-sturdy and superpoint-distant train the
+#: bundled weights, each starting from the one before (magicpoint-adapted and superpoint are to be
+#: given it as ``init``, the others expect it in runs; superpoint-repeatable, superpoint-sturdy and
+#: superpoint-distant start from averages of those before); from superpoint-further on, on labels of
+#: a second, third (soft, agreement), fourth (turned, mixed), fifth (sharper, repeatable) and sixth
+#: round of adaptation (agreed, sturdy, distant) and from folded weights, without normalisation;
+#: superpoint-finer, from superpoint-mixed on, was tried and not shipped (results/README.md).
 #: magicpoint-synthetic-further goes on from magicpoint-synthetic, likewise. superpoint-open sees
 #: drawn shapes and pictures of open licences only, in one training from magicpoint-synthetic on
 #: (superpoint_lib/weights/README.md). original-stage1 and -stage2 (to be given stage 1's weights)
@@ -386,14 +406,13 @@ RECIPES: dict[str, TrainConfig] = {
         repeatability_weight=6.0,
     ),
     "superpoint-agreed": _AGREED,
-    "superpoint-sturdy": replace(
-        _AGREED,
-        init="runs/superpoint-agreed-blended.safetensors",
-        photometric="coco_superpoint+coco_superpoint+coco_superpoint+harsh",
-        whole_picture=True,
-        everywhere=True,
-        at_keypoints=True,
-        steps=4500,
+    "superpoint-sturdy": _STURDY,
+    "superpoint-distant": replace(
+        _STURDY,
+        init="runs/superpoint-sturdy-blended.safetensors",
+        homography="coco+any-distance",
+        exclusion=4.0,
+        steps=7000,
     ),
     "superpoint-open": replace(
         _SOFT,

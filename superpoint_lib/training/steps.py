@@ -98,6 +98,7 @@ def pair_step(model: nn.Module, batch: Batch, config: TrainConfig, step: int = 0
             descriptor = descriptor_infonce_loss(
                 *pair,
                 temperature=config.temperature,
+                exclusion=config.exclusion,
                 everywhere=config.everywhere,
                 places=_places(batch) if config.at_keypoints else None,
             )
