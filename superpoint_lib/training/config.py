@@ -411,6 +411,7 @@ RECIPES: dict[str, TrainConfig] = {
         _STURDY,
         init="runs/superpoint-sturdy-blended.safetensors",
         homography="coco+any-distance",
+        descriptor_weight=2.0,
         exclusion=4.0,
         steps=7000,
     ),
