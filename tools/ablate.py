@@ -1,6 +1,7 @@
 """Train the bundled SuperPoint a little further in several ways, and compare them pair by pair.
 
     python tools/ablate.py --labels runs/labels    # writes results/ablations.json
+    python tools/ablate.py --study views --labels runs/labels    # results/ablations_views.json
 
 Each variant differs from ``plain`` in what it is named after and starts from the same weights with
 the same seed. All are measured on warped pairs of pictures that no network was trained on
@@ -14,7 +15,7 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import tyro
 
@@ -27,19 +28,51 @@ from superpoint_lib.paths import results_dir, runs_dir, write_json
 from superpoint_lib.training import RECIPES, TrainConfig, train
 from superpoint_lib.training.facts import commit_name, machine_name
 
-#: What each variant changes.
-VARIANTS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "soft targets": {"soft_targets": True, "label_threshold": 0.0},
-    "positions": {"position_weight": 0.5},
-    "agreement": {"agreement_weight": 2.0},
-    "repeatability": {"repeatability_weight": 6.0},
-    "any angle": {"homography": "any-angle"},
-    "any scale": {"homography": "any-scale"},
-    "strong changes of gray levels": {"photometric": "strong"},
-    "enlarged photographs": {"enlarge": 1.5},
-    "sharpened targets": {"soft_targets": True, "label_threshold": 0.0, "sharpen": 2.0},
-    "drawn shapes among them": {"drawn_every": 9},
+
+class Study(NamedTuple):
+    """A comparison: the recipe and settings of ``plain``, what each variant changes, and whether
+    the pairs are the hard ones."""
+
+    recipe: str
+    settings: dict[str, Any]
+    variants: dict[str, dict[str, Any]]
+    hard: bool
+
+
+_TOLD_APART = {"everywhere": True, "at_keypoints": True}
+STUDIES: dict[str, Study] = {
+    "labels": Study(
+        "superpoint",
+        {"norm": "none", "label_threshold": 0.015},
+        {
+            "soft targets": {"soft_targets": True, "label_threshold": 0.0},
+            "positions": {"position_weight": 0.5},
+            "agreement": {"agreement_weight": 2.0},
+            "repeatability": {"repeatability_weight": 6.0},
+            "any angle": {"homography": "any-angle"},
+            "any scale": {"homography": "any-scale"},
+            "strong changes of gray levels": {"photometric": "strong"},
+            "enlarged photographs": {"enlarge": 1.5},
+            "sharpened targets": {"soft_targets": True, "label_threshold": 0.0, "sharpen": 2.0},
+            "drawn shapes among them": {"drawn_every": 9},
+        },
+        hard=False,
+    ),
+    "views": Study(
+        "superpoint-agreed",
+        {},
+        {
+            "whole photographs": {"whole_picture": True},
+            "any distance": {"whole_picture": True, "homography": "coco+any-distance"},
+            "told from everywhere": _TOLD_APART,
+            "told from neighbours": _TOLD_APART | {"exclusion": 4.0},
+            "descriptors count twice": {"descriptor_weight": 2.0},
+            "every fourth view harsh": {
+                "photometric": "coco_superpoint+coco_superpoint+coco_superpoint+harsh"
+            },
+        },
+        hard=True,
+    ),
 }
 SHOWN = ("repeatability", "localization_error", "homography@1", "homography@3", "correct_matches@3")
 
@@ -50,51 +83,60 @@ class Options:
 
     labels: Path
     """Folder of pseudo-labels of data/coco/train2017."""
+    study: Literal["labels", "views"] = "labels"
+    """What is varied: what the detector is asked for, measured on warped pairs; or what both views
+    show and descriptors are told from, measured on hard ones."""
     init: str = "superpoint"
     """Weights they all start from; also measured as they are."""
     steps: int = 150
     """Steps of each training, 10 pairs each."""
     only: tuple[str, ...] = ()
     """Some of the variants; plain is always among them."""
-    run_dir: Path = runs_dir() / "ablations"
-    """Where the trainings lie."""
-    output: Path = results_dir() / "ablations.json"
-    """Where the comparison goes."""
+    run_dir: Path | None = None
+    """Where the trainings lie; runs/ablations, or runs/ablations-views."""
+    output: Path | None = None
+    """Where the comparison goes; results/ablations.json, or ablations_views.json there."""
 
 
 def configuration(options: Options, name: str) -> TrainConfig:
     """The training of a variant: the recipe of the bundled weights, from finished ones on."""
+    study = STUDIES[options.study]
     further = {
-        "norm": "none",
         "init": options.init,
         "labels": (str(options.labels),),
-        "label_threshold": 0.015,
         "learning_rate": 5e-4,
         "ema_decay": 0.99,
+        "steps": options.steps,
     }
-    base = replace(RECIPES["superpoint"], **further)
-    return replace(base, steps=options.steps, **VARIANTS[name])
+    base = replace(RECIPES[study.recipe], **further | study.settings)
+    return replace(base, **study.variants.get(name, {}))
 
 
 def main(options: Options, command: str) -> None:
     """Train, measure, compare, write."""
     commit = commit_name()
-    unknown = [name for name in options.only if name not in VARIANTS]
+    study = STUDIES[options.study]
+    names = ["plain", *study.variants]
+    unknown = [name for name in options.only if name not in names]
     if unknown:
-        sys.exit(f"ablate: no variant {unknown[0]!r}; there are {', '.join(VARIANTS)}")
-    if options.only and options.output == Options.output:
+        sys.exit(f"ablate: no variant {unknown[0]!r}; there are {', '.join(names)}")
+    if options.only and options.output is None:
         sys.exit("ablate: a part of the variants would replace the whole: give --output as well")
+    suffix = "" if options.study == "labels" else f"-{options.study}"
+    runs = options.run_dir or runs_dir() / f"ablations{suffix}"
+    output = options.output or results_dir() / f"ablations{suffix.replace('-', '_')}.json"
     models = {"before": SuperPoint.from_pretrained(options.init)}
-    for name in [name for name in VARIANTS if name in {"plain", *(options.only or VARIANTS)}]:
-        print(f"{name}: {VARIANTS[name]}", flush=True)
-        run_dir = options.run_dir / name.replace(" ", "-")
+    for name in [name for name in names if name in {"plain", *(options.only or names)}]:
+        print(f"{name}: {study.variants.get(name, {})}", flush=True)
+        run_dir = runs / name.replace(" ", "-")
         models[name] = train(configuration(options, name), run_dir).model  # type: ignore[assignment]
     machine = machine_name(next(models["plain"].parameters()).device)
     extractors = {
         name: hpatches.superpoint_extractor(model.float().cpu(), precision="auto")
         for name, model in models.items()
     }
-    results = hpatches.evaluate(extractors, hpatches.load_sequences(warped_pairs()), "warped")
+    pairs = hpatches.load_sequences(warped_pairs(hard=study.hard))
+    results = hpatches.evaluate(extractors, pairs, "warped")
     rows = results.differences("plain")
     for row in rows:
         if row["metric"] in SHOWN and row["part"] == "all":
@@ -108,10 +150,10 @@ def main(options: Options, command: str) -> None:
         "machine": machine,
         "reference": "plain",
         "plain": to_dict(configuration(options, "plain")),
-        "variants": {name: VARIANTS[name] for name in models if name in VARIANTS},
+        "variants": {name: study.variants.get(name, {}) for name in models if name in names},
     }
     measured = {"summary": results.summary(), "differences": rows}
-    write_json(options.output, json_ready(facts | measured))
+    write_json(output, json_ready(facts | measured))
 
 
 if __name__ == "__main__":
