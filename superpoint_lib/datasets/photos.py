@@ -64,9 +64,9 @@ def crop_and_resize(
         crop: "random" or "centre".
         rng: source of the window; unused for "centre".
         enlarge: largest scale of "random".
-        zoom: of a second view against this one. Where the limits of the scale are far enough apart,
-            "random" keeps both views within them: before a view from far away it takes a near one,
-            which is sharp, too.
+        zoom: of a second view against this one. "random" keeps the scales of both within the same
+            limits, as far as these allow: with a view from far away goes a near one, not a farther
+            one enlarged.
 
     Returns:
         The (height, width) picture, and the transform (3, 3) from pixels of ``image`` to its own.
@@ -131,8 +131,8 @@ class PhotoDataset(Samples):
         enlarge: largest scale of a random crop, see ``crop_and_resize``.
         sharpen: exponent of the probabilities, see ``losses.sharpen_probabilities``.
         whole_picture: make the warped view from the whole picture, with the detail that the crop
-            has lost and what lies beyond it, instead of from the crop; which is then larger where
-            the warp makes it smaller, and the reverse.
+            has lost and what lies beyond it, instead of from the crop, whose scale minds the zoom
+            of the warp, see ``crop_and_resize``.
 
     Attributes:
         pictures: paths of the pictures in use.
