@@ -30,9 +30,10 @@ from superpoint_lib.training.facts import commit_name, machine_name
 
 
 class Study(NamedTuple):
-    """A comparison: the recipe and settings of ``plain``, what each variant changes, and whether
-    the pairs are the hard ones."""
+    """A comparison: what its file and folder are called, the recipe and settings of ``plain``, what
+    each variant changes, and whether the pairs are the hard ones."""
 
+    files: str
     recipe: str
     settings: dict[str, Any]
     variants: dict[str, dict[str, Any]]
@@ -42,6 +43,7 @@ class Study(NamedTuple):
 _TOLD_APART = {"everywhere": True, "at_keypoints": True}
 STUDIES: dict[str, Study] = {
     "labels": Study(
+        "ablations",
         "superpoint",
         {"norm": "none", "label_threshold": 0.015},
         {
@@ -59,6 +61,7 @@ STUDIES: dict[str, Study] = {
         hard=False,
     ),
     "views": Study(
+        "ablations_views",
         "superpoint-agreed",
         {},
         {
@@ -67,9 +70,7 @@ STUDIES: dict[str, Study] = {
             "told from everywhere": _TOLD_APART,
             "told from neighbours": _TOLD_APART | {"exclusion": 4.0},
             "descriptors count twice": {"descriptor_weight": 2.0},
-            "every fourth view harsh": {
-                "photometric": "coco_superpoint+coco_superpoint+coco_superpoint+harsh"
-            },
+            "every fourth view harsh": {"photometric": RECIPES["superpoint-sturdy"].photometric},
         },
         hard=True,
     ),
@@ -93,7 +94,7 @@ class Options:
     only: tuple[str, ...] = ()
     """Some of the variants; plain is always among them."""
     run_dir: Path | None = None
-    """Where the trainings lie; runs/ablations, or runs/ablations-views."""
+    """Where the trainings lie; runs/ablations, or runs/ablations_views."""
     output: Path | None = None
     """Where the comparison goes; results/ablations.json, or ablations_views.json there."""
 
@@ -122,9 +123,8 @@ def main(options: Options, command: str) -> None:
         sys.exit(f"ablate: no variant {unknown[0]!r}; there are {', '.join(names)}")
     if options.only and options.output is None:
         sys.exit("ablate: a part of the variants would replace the whole: give --output as well")
-    suffix = "" if options.study == "labels" else f"-{options.study}"
-    runs = options.run_dir or runs_dir() / f"ablations{suffix}"
-    output = options.output or results_dir() / f"ablations{suffix.replace('-', '_')}.json"
+    runs = options.run_dir or runs_dir() / study.files
+    output = options.output or results_dir() / f"{study.files}.json"
     models = {"before": SuperPoint.from_pretrained(options.init)}
     for name in [name for name in names if name in {"plain", *(options.only or names)}]:
         print(f"{name}: {study.variants.get(name, {})}", flush=True)

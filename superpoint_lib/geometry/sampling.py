@@ -5,7 +5,7 @@ published amplitudes as presets.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
 
@@ -84,6 +84,15 @@ class HomographyConfig:
             raise ValueError("perspective amplitudes must not be negative")
 
 
+_ANY_SCALE = HomographyConfig(
+    scale_amplitude=1.5,
+    scales="log",
+    stretch_amplitude=1.0,
+    max_angle=math.pi,
+    angles="normal",
+    rotate_in="pixels",
+)
+
 HOMOGRAPHY_PRESETS: dict[str, HomographyConfig] = {
     "synthetic": HomographyConfig(patch_ratio=0.8, translation_overflow=0.05, max_angle=1.57),
     "coco": HomographyConfig(patch_ratio=0.85, max_angle=1.57),
@@ -99,22 +108,8 @@ HOMOGRAPHY_PRESETS: dict[str, HomographyConfig] = {
     "any-angle": HomographyConfig(
         scale_amplitude=0.6, max_angle=math.pi, angles="normal", rotate_in="pixels"
     ),
-    "any-scale": HomographyConfig(
-        scale_amplitude=1.5,
-        scales="log",
-        stretch_amplitude=1.0,
-        max_angle=math.pi,
-        angles="normal",
-        rotate_in="pixels",
-    ),
-    "any-distance": HomographyConfig(
-        scale_amplitude=2.0,
-        scales="log-even",
-        stretch_amplitude=1.0,
-        max_angle=math.pi,
-        angles="normal",
-        rotate_in="pixels",
-    ),
+    "any-scale": _ANY_SCALE,
+    "any-distance": replace(_ANY_SCALE, scale_amplitude=2.0, scales="log-even"),
     "identity": HomographyConfig(perspective=False, scale=False, rotation=False, translation=False),
 }
 """Published parameter sets (synthetic shapes, COCO training, homographic adaptation, the COCO
