@@ -68,7 +68,7 @@ class RawSamples(Dataset[Sample]):
             if probabilities is not None:
                 sample["probabilities1"] = probabilities
         sample["H_0to1"] = H
-        return {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in sample.items()}
+        return {name: torch.from_numpy(np.asarray(a, order="C")) for name, a in sample.items()}
 
 
 def collate_raw(samples: Sequence[Sample]) -> Sample:
@@ -260,6 +260,8 @@ def augment_batch(images: Tensor, config: Photometric, draws: Draws) -> Tensor:
         ways = np.array_split(draws.host.permutation(len(images)), len(config))
         changed = torch.empty_like(images)
         for one, chosen in zip(config, ways, strict=True):
+            if not len(chosen):
+                continue  # fewer images than ways
             index = torch.from_numpy(chosen).to(images.device, non_blocking=True)
             changed[index] = augment_batch(images[index], one, draws)
         return changed

@@ -365,6 +365,13 @@ def test_the_same_seeds_give_the_same_batch_and_others_another():
     assert one.min() >= 0 and one.max() <= 1 and not torch.equal(one[0], one[1])
 
 
+def test_a_batch_may_be_smaller_than_the_number_of_ways():
+    ways = [PHOTOMETRIC_PRESETS["harsh"]] * 3
+    images = smooth_images(2, 32, 40)
+    changed = augment_batch(images, ways, draws(0))
+    assert (changed != images).flatten(1).any(1).all()
+
+
 def test_nothing_waits_for_the_device():
     if not torch.cuda.is_available():
         pytest.skip("needs a GPU")

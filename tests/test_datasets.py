@@ -428,6 +428,7 @@ def test_drawn_shapes_among_photographs(tmp_path):
     raw = RawSamples(dataset)
     assert [bool(raw[i]["described"]) for i in range(3)] == described[:3]
     assert [raw[i]["image"].dtype for i in range(2)] == [torch.uint8, torch.uint8]
+    assert raw[0]["described"].shape == dataset[0]["described"].shape == ()
     first, second = (dataset.labelled(i).image for i in (0, 3))
     assert first.dtype == np.uint8 and (first != second).any()
     plain = PhotoDataset([tmp_path / "images"], [tmp_path / "labels"], 48, 64)

@@ -363,6 +363,41 @@ _STURDY = replace(
     steps=4500,
 )
 
+_FULL_MAGICPOINT = TrainConfig(
+    steps=4000,
+    batch_size=128,
+    learning_rate=2e-3,
+    freeze_norm_after=0.85,
+    gradient_clip=20.0,
+    ema_decay=0.999,
+)
+
+_FULL_FIRST = replace(
+    _SUPERPOINT,
+    init="runs/train/full-magicpoint/weights.safetensors",
+    labels=("runs/labels-full-first",),
+    height=192,
+    width=256,
+    photometric="+".join(5 * ["coco_superpoint"] + ["harsh"]),
+    homography="coco+any-distance",
+    enlarge=1.5,
+    whole_picture=True,
+    drawn_every=9,
+    agreement_weight=2.0,
+    repeatability_weight=6.0,
+    soft_targets=True,
+    sharpen=1.5,
+    descriptor_weight=2.0,
+    everywhere=True,
+    at_keypoints=True,
+    exclusion=4.0,
+    steps=4000,
+    batch_size=48,
+    learning_rate=2e-3,
+    gradient_clip=20.0,
+    ema_decay=0.999,
+)
+
 #: Ready configurations. magicpoint-synthetic, magicpoint-adapted, superpoint, superpoint-further,
 #: superpoint-soft, superpoint-agreement, superpoint-turned, superpoint-mixed, superpoint-sharper,
 #: superpoint-repeatable, superpoint-agreed, superpoint-sturdy and superpoint-distant train the
@@ -414,6 +449,20 @@ RECIPES: dict[str, TrainConfig] = {
         descriptor_weight=2.0,
         exclusion=4.0,
         steps=7000,
+    ),
+    "full-magicpoint": _FULL_MAGICPOINT,
+    "full-first": _FULL_FIRST,
+    "full-superpoint": replace(
+        _FULL_FIRST,
+        norm="none",
+        init="runs/full-first.safetensors",
+        labels=("runs/labels-full",),
+        freeze_norm_after=1.0,
+        repeatability_weight=8.0,
+        repeatability_reach=1,
+        sharpen=1.0,
+        steps=8000,
+        learning_rate=1e-3,
     ),
     "superpoint-open": replace(
         _SOFT,
