@@ -148,7 +148,7 @@ def make_batch(
     ) -> Sample:
         labels, offsets = label_cells(kept, height, width, draws)
         sample = {
-            "image": augment_batch(image, photometric, draws),
+            "image": image,
             "labels": labels,
             "offsets": offsets,
             "valid": cell_validity(valid),
@@ -159,7 +159,10 @@ def make_batch(
 
     batch = {"described": raw["described"]} if "described" in raw else {}
     if views == 1:
+        warped = augment_batch(warped, photometric, draws)
         return batch | view("", warped, valid, inside, moved, moved_probabilities)
+    # Both at once: a GPU computes sooner than it is told what to compute.
+    image, warped = augment_batch(torch.cat((image, warped)), photometric, draws).chunk(2)
     batch |= view("0", image, torch.ones_like(valid), keypoints, keypoints, probabilities)
     batch |= view("1", warped, valid, inside, moved, moved_probabilities)
     return batch | {"H_0to1": H.float()}
@@ -259,11 +262,11 @@ def augment_batch(images: Tensor, config: Photometric, draws: Draws) -> Tensor:
         # Which ones is drawn on the host, so that nothing waits for the device.
         ways = np.array_split(draws.host.permutation(len(images)), len(config))
         changed = torch.empty_like(images)
-        for one, chosen in zip(config, ways, strict=True):
-            if not len(chosen):
-                continue  # fewer images than ways
-            index = torch.from_numpy(chosen).to(images.device, non_blocking=True)
-            changed[index] = augment_batch(images[index], one, draws)
+        for one in dict.fromkeys(config):
+            shares = [way for other, way in zip(config, ways, strict=True) if other == one]
+            index = torch.from_numpy(np.concatenate(shares)).to(images.device, non_blocking=True)
+            if len(index):  # there may be fewer images than ways
+                changed[index] = augment_batch(images[index], one, draws)
         return changed
     effects = _effects(config)
     for i in draws.host.permutation(len(effects)):

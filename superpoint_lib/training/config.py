@@ -363,6 +363,15 @@ _STURDY = replace(
     steps=4500,
 )
 
+_DISTANT = replace(
+    _STURDY,
+    init="runs/superpoint-sturdy-blended.safetensors",
+    homography="coco+any-distance",
+    descriptor_weight=2.0,
+    exclusion=4.0,
+    steps=7000,
+)
+
 _FULL_MAGICPOINT = TrainConfig(
     steps=4000,
     batch_size=128,
@@ -442,13 +451,17 @@ RECIPES: dict[str, TrainConfig] = {
     ),
     "superpoint-agreed": _AGREED,
     "superpoint-sturdy": _STURDY,
-    "superpoint-distant": replace(
-        _STURDY,
-        init="runs/superpoint-sturdy-blended.safetensors",
-        homography="coco+any-distance",
-        descriptor_weight=2.0,
-        exclusion=4.0,
-        steps=7000,
+    "superpoint-distant": _DISTANT,
+    "superpoint-wide": replace(
+        _DISTANT,
+        init="runs/superpoint-distant-blended.safetensors",
+        labels=("runs/labels8",),
+        height=192,
+        width=256,
+        photometric="+".join(5 * ["coco_superpoint"] + ["harsh"]),
+        batch_size=96,
+        learning_rate=1.5e-3,
+        gradient_clip=20.0,
     ),
     "full-magicpoint": _FULL_MAGICPOINT,
     "full-first": _FULL_FIRST,
