@@ -15,7 +15,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, make_dataclass
+from dataclasses import dataclass, fields, make_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from superpoint_lib.evaluation.detection import Detector
     from superpoint_lib.evaluation.hpatches import Extractor
+    from superpoint_lib.evaluation.protocols import ProtocolConfig
     from superpoint_lib.extraction import Features
     from superpoint_lib.model import MagicPoint, Precision
     from superpoint_lib.training import TrainConfig
@@ -109,10 +110,15 @@ class EvaluateOptions:
     data: str = "auto"
     """Folder of HPatches sequences; auto: data/hpatches if there, else the mini benchmark; warped:
     many small warped pairs, to choose between trainings; warped-hard: the same with more blur,
-    noise, turn and zoom; shapes: detectors on drawn shapes, with and without noise."""
+    noise, turn and zoom; warped-zoomed: pairs that zoom and do nothing else; shapes: detectors on
+    drawn shapes, with and without noise."""
     protocol: str = ""
     """How to measure: rpautrat (the default), rpautrat-box, eric or gluefactory; warped for --data
-    warped and warped-hard. Not for shapes."""
+    warped, warped-hard and warped-zoomed. Not for shapes."""
+    orders: int = 1
+    """RANSAC gets the matches of a pair in so many random orders, and homography figures are means
+    over them, apart from the luck of one draw; 1: in the order of their keypoints. Not for
+    shapes."""
     against: str = ""
     """One of the extractors: also tell what the others gain on it, pair by pair. Not for shapes."""
     images_per_primitive: int = 200
@@ -454,7 +460,7 @@ def _evaluate(arguments: Sequence[str]) -> int:
     folder = benchmark_folder(options.data)
     sequences = load_sequences(folder)
     extractors = {name: _measured(name, options.precision) for name in names}
-    results = evaluate(extractors, sequences, protocol)
+    results = evaluate(extractors, sequences, _in_orders(protocol, options.orders))
     command = shlex.join(["superpoint", "evaluate", *arguments])
     paths = results.save(options.output, command, options.against or None)
     print(f"{len(sequences)} sequences of {folder}, protocol {protocol}\n")
@@ -470,13 +476,23 @@ def _evaluate(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _in_orders(protocol: str, orders: int) -> str | ProtocolConfig:
+    """The protocol, its RANSAC repeated on the matches in so many orders."""
+    if orders == 1:
+        return protocol
+    from superpoint_lib.evaluation.protocols import protocol_config
+
+    config = protocol_config(protocol)
+    return replace(config, ransac=replace(config.ransac, orders=orders))
+
+
 def _evaluate_on_shapes(options: EvaluateOptions, command: str) -> int:
     from superpoint_lib.evaluation.detection import evaluate_detectors_on_shapes
     from superpoint_lib.evaluation.results import json_ready
     from superpoint_lib.paths import write_json
 
-    if options.protocol or options.against:
-        raise UsageError("evaluate: --protocol and --against are not for --data shapes")
+    if options.protocol or options.against or options.orders != 1:
+        raise UsageError("evaluate: --protocol, --against and --orders are not for --data shapes")
     names = options.extractors or SHAPES_DETECTORS
     detectors = {name: _shapes_detector(name, options.precision) for name in names}
     results: dict[str, Any] = {"command": command}

@@ -32,9 +32,10 @@ def test_variants_differ_from_plain_in_what_they_are_said_to(tool, study, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("study", "variant", "hard"), [("labels", "positions", False), ("views", "any distance", True)]
+    ("study", "variant", "kind"),
+    [("labels", "positions", "warped"), ("views", "any distance", "warped-hard")],
 )
-def test_variants_are_compared_with_plain(tool, study, variant, hard, monkeypatch, tmp_path):
+def test_variants_are_compared_with_plain(tool, study, variant, kind, monkeypatch, tmp_path):
     trained, asked = [], []
 
     def train(config, run_dir):
@@ -42,8 +43,8 @@ def test_variants_are_compared_with_plain(tool, study, variant, hard, monkeypatc
         name = "superpoint-open" if run_dir.name == "plain" else "superpoint"
         return SimpleNamespace(model=SuperPoint.from_pretrained(name))
 
-    def pairs(hard):
-        asked.append(hard)
+    def pairs(kind):
+        asked.append(kind)
         photo = {"coffee": bundled_photos("benchmark")["coffee"]}
         return make_benchmark(tmp_path / "pairs", photo, MiniConfig(120, 160, pairs=1))
 
@@ -54,7 +55,7 @@ def test_variants_are_compared_with_plain(tool, study, variant, hard, monkeypatc
         tool.Options(tmp_path, study, only=(variant,), run_dir=tmp_path, output=output), "command"
     )
     assert [run_dir.name for _, run_dir in trained] == ["plain", variant.replace(" ", "-")]
-    assert asked == [hard]
+    assert asked == [kind]
     found = json.loads(output.read_text())
     assert found["variants"] == {"plain": {}, variant: tool.STUDIES[study].variants[variant]}
     assert found["plain"] == to_dict(trained[0][0])

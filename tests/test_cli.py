@@ -252,6 +252,9 @@ def test_evaluate_writes_a_table_and_files_with_their_command(project, capsys):
     assert "More than orb, pair by pair" in capsys.readouterr().out
     assert main(["evaluate", "superpoint@1,x", *arguments[2:]]) == 2
     assert "after @ come scales, which are numbers" in capsys.readouterr().err
+    assert main([*arguments, "--orders", "3"]) == 0
+    kept = json.loads((project / "table.json").read_text())
+    assert kept["protocol"]["ransac"]["orders"] == 3
     looks = ["superpoint@1,1.5", "superpoint@turned"]
     assert main(["evaluate", *looks, *arguments[2:]]) == 0
     told = capsys.readouterr().out
@@ -374,7 +377,9 @@ def test_evaluate_on_shapes_takes_detectors_only(project, capsys, name):
     assert "harris, shi_tomasi, fast" in line
 
 
-@pytest.mark.parametrize("option", [("--protocol", "rpautrat"), ("--against", "fast")])
+@pytest.mark.parametrize(
+    "option", [("--protocol", "rpautrat"), ("--against", "fast"), ("--orders", "2")]
+)
 def test_evaluate_on_shapes_refuses_what_it_would_ignore(project, capsys, option):
     line = fails(["evaluate", "fast", "--data", "shapes", *option], capsys, 2)
     assert option[0] in line

@@ -41,26 +41,6 @@ def test_the_file_names_pairs_differences_and_modes(tool, monkeypatch, tmp_path,
     assert "homography@3" in capsys.readouterr().out
 
 
-def test_shuffles_give_one_error_each_and_the_same_every_time(tool):
-    from superpoint_lib.evaluation.hpatches import MatchedPair
-
-    rng = np.random.default_rng(0)
-    points, image = rng.uniform(0, 100, (40, 2)), np.zeros((100, 100), np.float32)
-    moved = points + rng.normal(0, 1, points.shape)
-    pairs, ones = np.stack([np.arange(40)] * 2, axis=1), np.ones(40)
-    pair = MatchedPair(
-        image, image, np.eye(3), points, moved, pairs, ones, ones, ones > 0, None, np.inf
-    )
-    errors = tool._shuffled(pair, 5)
-    assert len(errors) == 5
-    assert len(set(errors)) > 1
-    assert errors == tool._shuffled(pair, 5)
-    nothing = MatchedPair(
-        image, image, np.eye(3), points, moved, pairs[:3], ones, ones, ones > 0, None, np.inf
-    )
-    assert tool._shuffled(nothing, 2) == [np.inf, np.inf]
-
-
 def test_least_squares_takes_the_matches_near_the_truth_and_no_others(tool):
     from superpoint_lib.evaluation.hpatches import MatchedPair
 

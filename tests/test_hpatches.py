@@ -12,10 +12,12 @@ from superpoint_lib.datasets import bundled_photos
 from superpoint_lib.evaluation.classical import DETECTORS, EXTRACTORS, as_extractor
 from superpoint_lib.evaluation.hpatches import (
     PROTOCOLS,
+    MatchedPair,
     ProtocolConfig,
     Results,
     TaskConfig,
     compare,
+    corner_errors,
     evaluate,
     inspect_pair,
     load_sequences,
@@ -23,6 +25,7 @@ from superpoint_lib.evaluation.hpatches import (
     random_extractor,
     superpoint_extractor,
 )
+from superpoint_lib.evaluation.metrics import RansacConfig
 from superpoint_lib.evaluation.results import shortened
 from superpoint_lib.extraction import Features, extract
 from superpoint_lib.model import MagicPoint, SuperPoint
@@ -553,3 +556,32 @@ def test_compare_refuses_what_cannot_be_compared():
         compare(a, dataclasses.replace(a, protocol=PROTOCOLS["eric"]))
     with pytest.raises(ValueError, match="one extractor each"):
         compare(dataclasses.replace(a, records=a.records + b.records), b)
+
+
+def test_ransac_in_several_orders_gives_an_error_for_each_and_the_same_every_time():
+    rng = np.random.default_rng(0)
+    points, image = rng.uniform(0, 100, (40, 2)), np.zeros((100, 100), np.float32)
+    moved = points + rng.normal(0, 1, points.shape)
+    pairs, ones = np.stack([np.arange(40)] * 2, axis=1), np.ones(40)
+    rest = (ones, ones, ones > 0, None, 7.0)
+    pair = MatchedPair(image, image, np.eye(3), points, moved, pairs, *rest)
+    errors = corner_errors(pair, RansacConfig(orders=5))
+    assert len(errors) == 5 and len(set(errors)) > 1
+    assert errors == corner_errors(pair, RansacConfig(orders=5))
+    assert corner_errors(pair, RansacConfig()) == [7.0]
+    nothing = MatchedPair(image, image, np.eye(3), points, moved, pairs[:3], *rest)
+    assert corner_errors(nothing, RansacConfig(orders=2)) == [math.inf, math.inf]
+    with pytest.raises(ValueError, match="orders must be at least 1"):
+        RansacConfig(orders=0)
+
+
+def test_homographies_in_several_orders_are_means_over_them(warped_photo):
+    extractor = plain_extractor(EXTRACTORS["orb"])
+    protocol = dataclasses.replace(PROTOCOLS["rpautrat"], ransac=RansacConfig(orders=4))
+    record = only(evaluate({"orb": extractor}, warped_photo, protocol, progress=False), "v_photo")
+    pair = inspect_pair(extractor, warped_photo[0], 2, protocol)
+    errors = np.array(corner_errors(pair, protocol.ransac))
+    assert len(set(errors)) > 1
+    assert record["homography@1"] == (errors <= 1).mean()
+    assert record["auc@5"] == shortened(np.maximum(0, 1 - errors / 5).mean())
+    assert record["corner_error"] == shortened(pair.corner_error)

@@ -5,7 +5,7 @@ import cv2
 import numpy as np
 import pytest
 
-from superpoint_lib.config import to_dict
+from superpoint_lib.config import replace, to_dict
 from superpoint_lib.evaluation import mini
 from superpoint_lib.evaluation.classical import EXTRACTORS
 from superpoint_lib.evaluation.hpatches import evaluate, load_sequences, plain_extractor
@@ -16,6 +16,7 @@ from superpoint_lib.evaluation.mini import (
     mini_benchmark,
     warped_pairs,
 )
+from superpoint_lib.geometry import turn_and_zoom, warp_points
 from superpoint_lib.paths import UnreadableImageError, read_gray
 
 SMALL = MiniConfig(height=120, width=160, pairs=2)
@@ -170,7 +171,34 @@ def test_warped_pairs_are_made_of_every_picture_and_small(tmp_path, photo):
     )
     assert results.values("homography@3").mean() > 0.7
     (tmp_path / "p/a.png").rename(tmp_path / "q/b.png")
-    hard = load_sequences(warped_pairs(tmp_path / "hard", tmp_path / "q", hard=True))
+    hard = load_sequences(warped_pairs(tmp_path / "hard", tmp_path / "q", kind="warped-hard"))
     assert [s.name for s in hard] == ["i_a", "i_b", "v_a", "v_b"]
     made_with = json.loads((tmp_path / "hard/benchmark.json").read_text())["config"]
     assert made_with == to_dict(mini.HARD) != to_dict(mini.WARPED)
+
+
+def test_zoomed_pairs_zoom_about_the_middle_and_keep_what_is_there(tmp_path, photo):
+    config = replace(mini.ZOOMED, pairs=2, zooms=(1.5, 2.5))
+    (sequence,) = load_sequences(make_benchmark(tmp_path / "pairs", {"a": photo}, config))
+    middle = np.array([[159.5, 119.5]])
+    for H, zoom in zip(sequence.homographies, config.zooms, strict=True):
+        assert turn_and_zoom(H, 240, 320) == pytest.approx((0, 1 / zoom), abs=1e-6)
+        assert warp_points(middle, H) == pytest.approx(middle)
+    near, *far = (read_gray(path) for path in sequence.image_paths)
+    for image, H, zoom in zip(far, sequence.homographies, config.zooms, strict=True):
+        size = round(320 / zoom), round(240 / zoom)
+        smaller = cv2.resize(near, size, interpolation=cv2.INTER_AREA)
+        x, y = np.round(warp_points(np.array([[0.0, 0.0]]), H)[0]).astype(int)
+        shown = image[y : y + size[1], x : x + size[0]]
+        assert np.corrcoef(shown.ravel(), smaller.ravel())[0, 1] > 0.95
+
+
+@pytest.mark.parametrize("zooms", [(2.0,), (1.5, 0.0)])
+def test_there_is_a_zoom_for_each_pair(zooms):
+    with pytest.raises(ValueError, match="one for each pair"):
+        MiniConfig(pairs=2, zooms=zooms)
+
+
+def test_an_unknown_kind_of_pairs_is_named(tmp_path):
+    with pytest.raises(ValueError, match="unknown kind 'wraped'; known: warped, "):
+        warped_pairs(tmp_path, kind="wraped")

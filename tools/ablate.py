@@ -31,13 +31,13 @@ from superpoint_lib.training.facts import commit_name, machine_name
 
 class Study(NamedTuple):
     """A comparison: what its file and folder are called, the recipe and settings of ``plain``, what
-    each variant changes, and whether the pairs are the hard ones."""
+    each variant changes, and the kind of pairs (``mini.WARPED_KINDS``)."""
 
     files: str
     recipe: str
     settings: dict[str, Any]
     variants: dict[str, dict[str, Any]]
-    hard: bool
+    pairs: str
 
 
 _TOLD_APART = {"everywhere": True, "at_keypoints": True}
@@ -58,7 +58,7 @@ STUDIES: dict[str, Study] = {
             "sharpened targets": {"soft_targets": True, "label_threshold": 0.0, "sharpen": 2.0},
             "drawn shapes among them": {"drawn_every": 9},
         },
-        hard=False,
+        pairs="warped",
     ),
     "views": Study(
         "ablations_views",
@@ -72,7 +72,7 @@ STUDIES: dict[str, Study] = {
             "descriptors count twice": {"descriptor_weight": 2.0},
             "every fourth view harsh": {"photometric": RECIPES["superpoint-sturdy"].photometric},
         },
-        hard=True,
+        pairs="warped-hard",
     ),
 }
 SHOWN = ("repeatability", "localization_error", "homography@1", "homography@3", "correct_matches@3")
@@ -135,7 +135,7 @@ def main(options: Options, command: str) -> None:
         name: hpatches.superpoint_extractor(model.float().cpu(), precision="auto")
         for name, model in models.items()
     }
-    pairs = hpatches.load_sequences(warped_pairs(hard=study.hard))
+    pairs = hpatches.load_sequences(warped_pairs(kind=study.pairs))
     results = hpatches.evaluate(extractors, pairs, "warped")
     rows = results.differences("plain")
     for row in rows:

@@ -15,7 +15,7 @@ import shlex
 import sys
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,12 @@ from superpoint_lib.evaluation.hpatches import (
     MatchedPair,
     Results,
     compare,
+    corner_errors,
     inspect_pair,
     load_sequences,
     superpoint_extractor,
 )
-from superpoint_lib.evaluation.metrics import estimate_homography, homography_accuracy
+from superpoint_lib.evaluation.metrics import homography_accuracy
 from superpoint_lib.evaluation.mini import MiniConfig, make_benchmark
 from superpoint_lib.evaluation.protocols import ProtocolConfig, TaskConfig
 from superpoint_lib.evaluation.results import Record, json_ready
@@ -132,7 +133,9 @@ def _measure(
                 pair = inspect_pair(extractor, sequence, number, PROTOCOL)
                 errors = {
                     "ransac": [pair.corner_error],
-                    "ransac, shuffled": _shuffled(pair, shuffles),
+                    "ransac, shuffled": corner_errors(
+                        pair, replace(PROTOCOL.ransac, orders=shuffles)
+                    ),
                     "least squares": [_least_squares(pair)],
                 }
                 for estimator, values in errors.items():
@@ -151,18 +154,6 @@ def _once(extractor: Extractor) -> Extractor:
         return known[key]
 
     return remembering
-
-
-def _shuffled(pair: MatchedPair, shuffles: int) -> list[float]:
-    """Corner errors in pixels of RANSAC on the matches in that many orders."""
-    rng = np.random.default_rng(0)
-    errors = []
-    for _ in range(shuffles):
-        order = pair.matches[rng.permutation(len(pair.matches))]
-        ends = (pair.keypoints0[order[:, 0]], pair.keypoints1[order[:, 1]])
-        H, _ = estimate_homography(*ends, PROTOCOL.ransac)
-        errors.append(mean_corner_error(H, pair.H_0to1, *pair.image0.shape))
-    return errors
 
 
 def _least_squares(pair: MatchedPair) -> float:

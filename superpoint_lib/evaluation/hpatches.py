@@ -28,7 +28,12 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from superpoint_lib.evaluation import metrics
-from superpoint_lib.evaluation.protocols import PROTOCOLS, ProtocolConfig, TaskConfig
+from superpoint_lib.evaluation.protocols import (
+    PROTOCOLS,
+    ProtocolConfig,
+    TaskConfig,
+    protocol_config,
+)
 from superpoint_lib.evaluation.results import KEYS, Record, Results, compare, shortened
 from superpoint_lib.extraction import (
     Features,
@@ -413,12 +418,31 @@ def inspect_pair(
     """
     if not 2 <= pair <= len(sequence.image_paths):
         raise ValueError(f"{sequence.name} has pairs 2 to {len(sequence.image_paths)}, not {pair}")
-    config = _protocol(protocol)
+    config = protocol_config(protocol)
     paths = (sequence.image_paths[0], sequence.image_paths[pair - 1])
     view0, view1 = (_view(extractor, read_gray(path), config.descriptor) for path in paths)
     if view0.features.descriptors is None:
         raise ValueError("this extractor gives no descriptors: there are no matches to inspect")
     return _match_pair(view0, view1, sequence.homographies[pair - 2], config)
+
+
+def corner_errors(pair: MatchedPair, ransac: metrics.RansacConfig) -> list[float]:
+    """Mean corner errors of RANSAC on a pair's matches in ``ransac.orders`` orders.
+
+    Returns:
+        Pixels, infinity where no homography was found. One order: that of the matches; of more,
+        each is random, the same ones each time.
+    """
+    if ransac.orders == 1:
+        return [pair.corner_error]
+    rng = np.random.default_rng(0)
+    errors = []
+    for _ in range(ransac.orders):
+        matches = pair.matches[rng.permutation(len(pair.matches))]
+        ends = pair.keypoints0[matches[:, 0]], pair.keypoints1[matches[:, 1]]
+        H, _inliers = metrics.estimate_homography(*ends, ransac)
+        errors.append(mean_corner_error(H, pair.H_0to1, *pair.image0.shape))
+    return errors
 
 
 def _view(extractor: Extractor, image: Image, task: TaskConfig) -> View:
@@ -510,10 +534,11 @@ def _descriptor_record(pair: MatchedPair, protocol: ProtocolConfig) -> Record:
         "n_inliers": int(pair.inliers.sum()),
         "corner_error": pair.corner_error,
     }
+    errors = corner_errors(pair, protocol.ransac)
     for eps in protocol.corner_thresholds:
-        record[f"homography@{eps:g}"] = float(pair.corner_error <= eps)
+        record[f"homography@{eps:g}"] = metrics.homography_accuracy(errors, eps)
     for eps in protocol.corner_thresholds:
-        record[f"auc@{eps:g}"] = float(metrics.auc_terms(pair.corner_error, eps))
+        record[f"auc@{eps:g}"] = float(metrics.auc_terms(errors, eps).mean())
     for distance in protocol.match_distances:
         share = (pair.errors <= distance).mean() if len(pair.errors) else 0.0
         record[f"correct_matches@{distance:g}"] = float(share)
@@ -557,7 +582,7 @@ def evaluate(
     Raises:
         ValueError: An unknown protocol, no extractors, or no sequences left by the protocol.
     """
-    config = _protocol(protocol)
+    config = protocol_config(protocol)
     kept = [sequence for sequence in sequences if sequence.name not in config.excluded]
     if not extractors or not kept:
         raise ValueError("evaluate needs at least one extractor and one sequence")
@@ -603,11 +628,3 @@ def _sequence_records(
             record |= _descriptor_record(pair, config)
         records.append({key: shortened(value) for key, value in record.items()})
     return records
-
-
-def _protocol(protocol: str | ProtocolConfig) -> ProtocolConfig:
-    if isinstance(protocol, ProtocolConfig):
-        return protocol
-    if protocol not in PROTOCOLS:
-        raise ValueError(f"unknown protocol {protocol!r}; known: {', '.join(PROTOCOLS)}")
-    return PROTOCOLS[protocol]

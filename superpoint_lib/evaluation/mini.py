@@ -60,6 +60,8 @@ class MiniConfig:
         viewpoint: Make a ``v_*`` sequence of each photograph (a homography, and noise).
         homography: The hardest of a sequence's homographies; the k-th pair has k / ``pairs`` of
             its amplitudes, as the images of HPatches are sorted by difficulty.
+        zooms: In place of random homographies, one for each pair: how many times as large image 1
+            shows the photograph as the other image does, both sharp.
         photometric: How the images of ``i_*`` sequences change.
         noise: Standard deviation of the noise every image gets, in gray levels of 255.
         seed: Of everything random; a sequence depends on it, its name and its photograph alone.
@@ -73,6 +75,7 @@ class MiniConfig:
     homography: HomographyConfig = field(
         default_factory=lambda: HomographyConfig(scale_amplitude=0.5, max_angle=np.pi / 4)
     )
+    zooms: tuple[float, ...] = ()
     photometric: PhotometricConfig = _LIGHT
     noise: float = 2.0
     seed: int = 0
@@ -80,6 +83,8 @@ class MiniConfig:
     def __post_init__(self) -> None:
         if self.pairs < 1 or not (self.illumination or self.viewpoint):
             raise ValueError("a benchmark needs at least one pair, and illumination or viewpoint")
+        if self.zooms and (len(self.zooms) != self.pairs or min(self.zooms) <= 0):
+            raise ValueError(f"zooms are positive, one for each pair, got {self.zooms}")
 
 
 #: The settings of ``warped_pairs``.
@@ -95,6 +100,13 @@ HARD = dataclasses.replace(
     homography=HOMOGRAPHY_PRESETS["any-scale"],
     photometric=dataclasses.replace(PHOTOMETRIC_PRESETS["harsh"], speckle=False),
 )
+
+#: Pairs that differ in nothing but zoom. The nearer view has the photograph's own detail, where the
+#: zooms of the others enlarge and blur it.
+ZOOMED = dataclasses.replace(WARPED, illumination=False, pairs=4, zooms=(1.4, 1.7, 2.0, 2.5))
+
+#: By the name of ``warped_pairs``.
+WARPED_KINDS = {"warped": WARPED, "warped-hard": HARD, "warped-zoomed": ZOOMED}
 
 
 def mini_benchmark(folder: str | Path | None = None, config: MiniConfig | None = None) -> Path:
@@ -121,7 +133,7 @@ def mini_benchmark(folder: str | Path | None = None, config: MiniConfig | None =
 
 
 def warped_pairs(
-    folder: str | Path | None = None, source: str | Path = "auto", hard: bool = False
+    folder: str | Path | None = None, source: str | Path = "auto", kind: str = "warped"
 ) -> Path:
     """Make pairs to choose between trainings on, many and small, or find them made.
 
@@ -130,27 +142,33 @@ def warped_pairs(
     chooses a setting on HPatches cannot report HPatches as a test any more; these are for choosing.
 
     Args:
-        folder: Where; ``runs/warped-pairs/<source>`` by default, of hard ones ``<source>-hard``.
+        folder: Where; ``runs/warped-pairs/<source>`` by default, of hard ones ``<source>-hard``, of
+            zoomed ones ``<source>-zoomed``.
         source: A folder of pictures no network was trained on; "auto" takes ``data/coco/test2017``
             if it is there (306 pictures of it make 1,224 pairs), else the bundled photographs.
-        hard: Any turn, zooms of up to two and a half both ways, foreshortening; blur of up to 3
-            pixels, and noise of up to 30 gray levels.
+        kind: "warped"; "warped-hard": any turn, zooms of up to two and a half both ways,
+            foreshortening, blur of up to 3 pixels, and noise of up to 30 gray levels;
+            "warped-zoomed": one sequence of four pairs from every picture, which zoom by 1.4 to 2.5
+            and do nothing else.
 
     Returns:
         The folder, for ``load_sequences`` and the protocol ``warped``.
 
     Raises:
         FileNotFoundError: No such folder of pictures.
+        ValueError: An unknown kind.
     """
+    if kind not in WARPED_KINDS:
+        raise ValueError(f"unknown kind {kind!r}; known: {', '.join(WARPED_KINDS)}")
     pictures = resolve_images(source, "benchmark")
     photos: dict[str, Image | Path] = {
         "_".join(path.relative_to(pictures).with_suffix("").parts): path
         for path in list_images(pictures)
         if path.stem not in _SAME_SCENE
     }
-    name = f"{pictures.name}-hard" if hard else pictures.name
+    name = pictures.name + kind.removeprefix("warped")
     target = runs_dir() / "warped-pairs" / name if folder is None else Path(folder)
-    return make_benchmark(target, photos, HARD if hard else WARPED, progress=True)
+    return make_benchmark(target, photos, WARPED_KINDS[kind], progress=True)
 
 
 def benchmark_folder(source: str | Path = "auto") -> Path:
@@ -158,13 +176,13 @@ def benchmark_folder(source: str | Path = "auto") -> Path:
 
     Args:
         source: A folder in the HPatches layout; "auto": ``data/hpatches`` if it is there, else the
-            mini benchmark, made if needed; "warped" and "warped-hard": ``warped_pairs``.
+            mini benchmark, made if needed; a name in ``WARPED_KINDS``: ``warped_pairs``.
 
     Returns:
         The folder, for ``load_sequences``.
     """
-    if source in ("warped", "warped-hard"):
-        return warped_pairs(hard=source == "warped-hard")
+    if source in WARPED_KINDS:
+        return warped_pairs(kind=str(source))
     if source != "auto":
         return Path(source)
     linked = data_dir() / "hpatches"
@@ -280,6 +298,13 @@ def _write_sequences(root: Path, name: str, photo: Image, config: MiniConfig) ->
 
 def _viewpoints(config: MiniConfig, rng: np.random.Generator) -> NDArray[np.float64]:
     """Homographies (pairs, 3, 3) of growing difficulty, image 1 to image k."""
+    if config.zooms:
+        scales = 1 / np.array(config.zooms)
+        about_middle = np.tile(np.eye(3), (config.pairs, 1, 1))
+        about_middle[:, [0, 1], [0, 1]] = scales[:, None]
+        middle = np.array([config.width - 1, config.height - 1]) / 2
+        about_middle[:, :2, 2] = (1 - scales[:, None]) * middle
+        return about_middle
     hardest = config.homography
     levels = [
         dataclasses.replace(

@@ -154,3 +154,16 @@ aliasing and of some repeatability. It also suppresses SIFT and ORB, and suppres
 itself, not its local maxima. Here SIFT and ORB keep all they find, clusters included; local maxima
 of Harris and Shi-Tomasi and the corners of FAST are suppressed as a network's points are.
 """
+
+
+def protocol_config(protocol: str | ProtocolConfig) -> ProtocolConfig:
+    """The protocol of that name; a configuration is its own.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if isinstance(protocol, ProtocolConfig):
+        return protocol
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"unknown protocol {protocol!r}; known: {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[protocol]
