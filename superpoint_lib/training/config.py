@@ -400,8 +400,8 @@ _FULL_FIRST = replace(
     everywhere=True,
     at_keypoints=True,
     exclusion=4.0,
-    steps=4000,
-    batch_size=48,
+    steps=2500,
+    batch_size=96,
     learning_rate=2e-3,
     gradient_clip=20.0,
     ema_decay=0.999,
@@ -409,28 +409,22 @@ _FULL_FIRST = replace(
 
 #: Ready configurations. magicpoint-synthetic, magicpoint-adapted, superpoint, superpoint-further,
 #: superpoint-soft, superpoint-agreement, superpoint-turned, superpoint-mixed, superpoint-sharper,
-#: superpoint-repeatable, superpoint-agreed, superpoint-sturdy and superpoint-distant train the
-#: bundled weights, each starting from the one before (magicpoint-adapted and superpoint are to be
-#: given it as ``init``, the others expect it in runs; superpoint-repeatable, superpoint-sturdy and
-#: superpoint-distant start from averages of those before); from superpoint-further on, on labels of
-#: a second, third (soft, agreement), fourth (turned, mixed), fifth (sharper, repeatable) and sixth
-#: round of adaptation (agreed, sturdy, distant) and from folded weights, without normalisation;
-#: superpoint-finer, from superpoint-mixed on, was tried and not shipped (results/README.md).
-#: magicpoint-synthetic-further goes on from magicpoint-synthetic, likewise. superpoint-open sees
-#: drawn shapes and pictures of open licences only, in one training from magicpoint-synthetic on
-#: (superpoint_lib/weights/README.md). original-stage1 and -stage2 (to be given stage 1's weights)
-#: are the training steps of SuperPoint-Pytorch's README, one-stage its loss as published, both
-#: heads from scratch.
+#: superpoint-repeatable, superpoint-agreed, superpoint-sturdy, superpoint-distant and
+#: superpoint-wide train the bundled superpoint, each starting from the one before
+#: (magicpoint-adapted, whose weights are the bundled magicpoint, and superpoint are to be given it
+#: as ``init``, the others expect it in runs; superpoint-repeatable, superpoint-sturdy and those
+#: after it start from averages of those before); from superpoint-further on, on labels of a second,
+#: third (soft, agreement), fourth (turned, mixed), fifth (sharper, repeatable), sixth (agreed,
+#: sturdy, distant) and seventh round of adaptation (wide) and from folded weights, without
+#: normalisation; superpoint-finer, from superpoint-mixed on, was tried and not shipped
+#: (results/README.md). superpoint-wide is for a GPU, as are full-magicpoint, which trains the
+#: bundled magicpoint-synthetic, full-first and full-superpoint, the same lessons in three trainings
+#: from drawn shapes on. superpoint-open sees drawn shapes and pictures of open licences only, in
+#: one training from magicpoint-synthetic on (superpoint_lib/weights/README.md). original-stage1 and
+#: -stage2 (to be given stage 1's weights) are the training steps of SuperPoint-Pytorch's README,
+#: one-stage its loss as published, both heads from scratch.
 RECIPES: dict[str, TrainConfig] = {
     "magicpoint-synthetic": TrainConfig(steps=1500, freeze_norm_after=0.85, gradient_clip=5.0),
-    "magicpoint-synthetic-further": TrainConfig(
-        norm="none",
-        init="runs/magicpoint-synthetic-first.safetensors",
-        steps=1300,
-        learning_rate=1e-3,
-        gradient_clip=5.0,
-        ema_decay=0.998,
-    ),
     "magicpoint-adapted": replace(
         _PAIRS, height=120, width=160, steps=500, learning_rate=1e-3, freeze_norm_after=0.8
     ),
@@ -465,14 +459,6 @@ RECIPES: dict[str, TrainConfig] = {
         gradient_clip=20.0,
     ),
     "full-magicpoint": _FULL_MAGICPOINT,
-    "full-magicpoint-further": replace(
-        _FULL_MAGICPOINT,
-        norm="none",
-        init="runs/full-magicpoint.safetensors",
-        steps=4500,
-        batch_size=32,
-        learning_rate=1e-3,
-    ),
     "full-first": _FULL_FIRST,
     "full-superpoint": replace(
         _FULL_FIRST,
@@ -483,8 +469,8 @@ RECIPES: dict[str, TrainConfig] = {
         repeatability_weight=8.0,
         repeatability_reach=1,
         sharpen=1.0,
-        steps=8000,
-        learning_rate=1e-3,
+        steps=5000,
+        learning_rate=1.5e-3,
     ),
     "superpoint-open": replace(
         _SOFT,
