@@ -253,7 +253,7 @@ def matching() -> list[Row]:
             "kornia": partial(match_mnn, *tensors),
             "OpenCV": partial(brute.match, first.numpy(), second.numpy()),
         }
-        times = in_turns(works, 15 if count == 1000 else 5)
+        times = in_turns(works, 60 if count == 1000 else 5)
         for other in ("kornia", "OpenCV"):
             faster = ratio(times, other, "ours")
             rows.append(at_least(f"{count} x {count}: of {other}'s speed", faster, 1))
