@@ -153,6 +153,9 @@ def test_of_several_ways_each_changes_its_share_of_a_batch():
     for one, image, other in zip(both, images, changed, strict=True):
         assert torch.equal(one, image) or torch.allclose(one, other)
     assert torch.equal(augment_batch(images, [lighter], draws()), changed)
+    # A way that is named twice gets two shares.
+    more = augment_batch(images, [NONE, lighter, lighter], draws())
+    assert sum(torch.equal(a, b) for a, b in zip(more, images, strict=True)) == 2
 
 
 def test_a_batch_remembers_which_pairs_are_described():
@@ -366,7 +369,7 @@ def test_the_same_seeds_give_the_same_batch_and_others_another():
 
 
 def test_a_batch_may_be_smaller_than_the_number_of_ways():
-    ways = [PHOTOMETRIC_PRESETS["harsh"]] * 3
+    ways = [PHOTOMETRIC_PRESETS[name] for name in ("harsh", "strong", "synthetic")]
     images = smooth_images(2, 32, 40)
     changed = augment_batch(images, ways, draws(0))
     assert (changed != images).flatten(1).any(1).all()
