@@ -372,39 +372,17 @@ _DISTANT = replace(
     steps=7000,
 )
 
-_FULL_MAGICPOINT = TrainConfig(
-    steps=4000,
-    batch_size=128,
-    learning_rate=2e-3,
-    freeze_norm_after=0.85,
-    gradient_clip=20.0,
-    ema_decay=0.999,
-)
-
-_FULL_FIRST = replace(
-    _SUPERPOINT,
-    init="runs/train/full-magicpoint/weights.safetensors",
-    labels=("runs/labels-full-first",),
+_WIDE = replace(
+    _DISTANT,
+    init="runs/superpoint-distant-blended.safetensors",
+    labels=("runs/labels8",),
     height=192,
     width=256,
     photometric="+".join(5 * ["coco_superpoint"] + ["harsh"]),
-    homography="coco+any-distance",
-    enlarge=1.5,
-    whole_picture=True,
-    drawn_every=9,
-    agreement_weight=2.0,
-    repeatability_weight=6.0,
-    soft_targets=True,
-    sharpen=1.5,
-    descriptor_weight=2.0,
-    everywhere=True,
-    at_keypoints=True,
-    exclusion=4.0,
-    steps=2500,
+    steps=4600,
     batch_size=96,
-    learning_rate=2e-3,
+    learning_rate=1.5e-3,
     gradient_clip=20.0,
-    ema_decay=0.999,
 )
 
 #: Ready configurations. magicpoint-synthetic, magicpoint-adapted, superpoint, superpoint-further,
@@ -446,31 +424,23 @@ RECIPES: dict[str, TrainConfig] = {
     "superpoint-agreed": _AGREED,
     "superpoint-sturdy": _STURDY,
     "superpoint-distant": _DISTANT,
-    "superpoint-wide": replace(
-        _DISTANT,
-        init="runs/superpoint-distant-blended.safetensors",
-        labels=("runs/labels8",),
-        height=192,
-        width=256,
-        photometric="+".join(5 * ["coco_superpoint"] + ["harsh"]),
-        steps=4600,
-        batch_size=96,
-        learning_rate=1.5e-3,
-        gradient_clip=20.0,
+    "superpoint-wide": _WIDE,
+    "full-magicpoint": TrainConfig(
+        steps=4000, batch_size=128, freeze_norm_after=0.85, gradient_clip=20.0, ema_decay=0.999
     ),
-    "full-magicpoint": _FULL_MAGICPOINT,
-    "full-first": _FULL_FIRST,
+    "full-first": replace(
+        _WIDE,
+        norm="batch",
+        init="runs/train/full-magicpoint/weights.safetensors",
+        labels=("runs/labels-full-first",),
+        repeatability_weight=6.0,
+        repeatability_reach=2,
+        sharpen=1.5,
+        steps=2500,
+        learning_rate=2e-3,
+    ),
     "full-superpoint": replace(
-        _FULL_FIRST,
-        norm="none",
-        init="runs/full-first.safetensors",
-        labels=("runs/labels-full",),
-        freeze_norm_after=1.0,
-        repeatability_weight=8.0,
-        repeatability_reach=1,
-        sharpen=1.0,
-        steps=5000,
-        learning_rate=1.5e-3,
+        _WIDE, init="runs/full-first.safetensors", labels=("runs/labels-full",), steps=5000
     ),
     "superpoint-open": replace(
         _SOFT,
