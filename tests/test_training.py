@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from types import FunctionType
 
 import cv2
 import numpy as np
@@ -47,6 +48,7 @@ from superpoint_lib.training import (
 from superpoint_lib.training.pieces import make_fabric
 from superpoint_lib.training.publish import blend_weights, sharpen_scores
 from superpoint_lib.training.run import Run, write_history
+from superpoint_lib.training.steps import batch_losses, losses_of_maps
 
 TINY = TrainConfig(
     channels=(8, 8, 8, 8),
@@ -989,7 +991,25 @@ def test_a_compiled_network_is_asked_for_by_the_configuration(tmp_path, monkeypa
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda module: compiled.append(module) or module)
     run(replace(TINY, compile=True, steps=1), tmp_path)
-    assert [type(module) for module in compiled] == [MagicPoint]
+    assert [type(one) for one in compiled] == [MagicPoint, FunctionType]
+
+
+@pytest.mark.parametrize("kind", ["hinge", "infonce"])
+def test_the_losses_compile_in_one_piece_and_stay_as_they_are(kind):
+    config = replace(
+        TINY_PAIRS,
+        position_weight=0.5,
+        agreement_weight=0.5,
+        repeatability_weight=0.5,
+        descriptor_loss=kind,
+        everywhere=kind == "infonce",
+        at_keypoints=kind == "infonce",
+    )
+    batch, net = batch_of(config), make_model(config)
+    compiled = torch.compile(losses_of_maps, fullgraph=True, backend="aot_eager")
+    losses = batch_losses(net, batch, config, losses_of=compiled)
+    torch.testing.assert_close(losses, pair_step(net, batch, config))
+    assert {"agreement", "repeatability", "descriptor"} <= set(losses)
 
 
 def test_fabric_is_imported_only_where_training_happens():

@@ -64,9 +64,8 @@ def crop_and_resize(
         crop: "random" or "centre".
         rng: source of the window; unused for "centre".
         enlarge: largest scale of "random".
-        zoom: of a second view against this one. "random" keeps the scales of both within the same
-            limits, as far as these allow: with a view from far away goes a near one, not a farther
-            one enlarged.
+        zoom: of a second view against this one. "random" does not enlarge that one beyond the limit
+            either, as far as the largest window allows; a farther one may be as small as it gets.
 
     Returns:
         The (height, width) picture, and the transform (3, 3) from pixels of ``image`` to its own.
@@ -75,9 +74,8 @@ def crop_and_resize(
     sides are whole pixels, so that the two scales may differ by less than one pixel in a side.
     """
     cover = max(height / image.shape[0], width / image.shape[1])
-    most = max(cover, enlarge)
-    least, most = min(most, max(cover, cover / zoom)), max(cover, min(most, most / zoom))
-    scale = rng.uniform(least, most) if crop == "random" else cover
+    most = max(cover, min(enlarge, enlarge / zoom))
+    scale = rng.uniform(cover, most) if crop == "random" else cover
     window = np.array([width / scale, height / scale]).round().astype(int)
     room = np.array(image.shape[::-1]) - window
     room, window = room.clip(0), window + room.clip(None, 0)

@@ -27,7 +27,12 @@ from superpoint_lib.training.config import TrainConfig
 from superpoint_lib.training.facts import describe, run_facts
 from superpoint_lib.training.pieces import make_dataset, make_fabric
 from superpoint_lib.training.run import Run, append_history, claim, steps_done, write_history
-from superpoint_lib.training.steps import Batch, batch_losses, learning_rate_at
+from superpoint_lib.training.steps import (
+    Batch,
+    batch_losses,
+    learning_rate_at,
+    losses_of_maps,
+)
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -96,6 +101,7 @@ def train(
 def _train_steps(run: Run, dataset: Samples, progress: bool) -> None:
     config, fabric = run.config, run.fabric
     module = cast(nn.Module, torch.compile(run.net)) if config.compile else run.net
+    losses_of = torch.compile(losses_of_maps) if config.compile else losses_of_maps
     model, optimizer = fabric.setup(module, run.optimizer)
     freeze_at = config.freeze_norm_after * config.steps
     clip = config.gradient_clip or math.inf
@@ -112,7 +118,8 @@ def _train_steps(run: Run, dataset: Samples, progress: bool) -> None:
                 _freeze_norm(run.net)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate_at(run.step, config)
-            losses = batch_losses(model, batch, config, run.step)
+            with fabric.autocast():
+                losses = batch_losses(model, batch, config, run.step, losses_of)
             optimizer.zero_grad(set_to_none=True)
             fabric.backward(losses["loss"])
             norm = nn.utils.clip_grad_norm_(run.net.parameters(), clip)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,9 @@ from superpoint_lib.losses import (
 from superpoint_lib.training.config import TrainConfig
 
 Batch = dict[str, Tensor]
+Maps = dict[str, Tensor]
 Losses = dict[str, Tensor]
+LossesOfMaps = Callable[..., Losses]
 
 
 def detector_step(model: nn.Module, batch: Batch, config: TrainConfig) -> Losses:
@@ -39,7 +42,7 @@ def detector_step(model: nn.Module, batch: Batch, config: TrainConfig) -> Losses
 
     Derived in notebook 02.
     """
-    return _detector_losses(model(batch["image"])["logits"], batch, config, "")
+    return losses_of_maps((model(batch["image"]),), batch, config)
 
 
 def pair_step(model: nn.Module, batch: Batch, config: TrainConfig, step: int = 0) -> Losses:
@@ -63,7 +66,27 @@ def pair_step(model: nn.Module, batch: Batch, config: TrainConfig, step: int = 0
 
     Source: DeTone et al., SuperPoint (2018), equation 1. Derived in notebook 05.
     """
-    maps0, maps1 = _pair_maps(model, batch["image0"], batch["image1"], config.one_forward)
+    maps = _pair_maps(model, batch["image0"], batch["image1"], config.one_forward)
+    return losses_of_maps(maps, batch, config, _draws(config, step, batch["image0"].device))
+
+
+def losses_of_maps(
+    maps: tuple[Maps, ...],
+    batch: Batch,
+    config: TrainConfig,
+    generator: torch.Generator | None = None,
+) -> Losses:
+    """What ``detector_step`` and ``pair_step`` return, from the network's answers.
+
+    Args:
+        maps: of one view or of two, as the network gives them.
+        batch: as there; the images are not needed.
+        config: as there.
+        generator: of the sample of the sparse loss.
+    """
+    if len(maps) == 1:
+        return _detector_losses(maps[0]["logits"], batch, config, "")
+    maps0, maps1 = maps
     views = [
         _detector_losses(maps["logits"], batch, config, view)
         for view, maps in (("0", maps0), ("1", maps1))
@@ -103,10 +126,15 @@ def pair_step(model: nn.Module, batch: Batch, config: TrainConfig, step: int = 0
                 places=_places(batch) if config.at_keypoints else None,
             )
         case "sparse":
-            generator = torch.Generator(descriptors0.device)
-            generator.manual_seed(config.seed * 1_000_003 + step)
             descriptor = descriptor_sparse_loss(*pair, generator=generator)
     return _add(losses, "descriptor", descriptor, config.descriptor_weight)
+
+
+def _draws(config: TrainConfig, step: int, device: torch.device) -> torch.Generator | None:
+    """For the loss that draws, seeded by the step."""
+    if config.descriptor_loss != "sparse":
+        return None
+    return torch.Generator(device).manual_seed(config.seed * 1_000_003 + step)
 
 
 def _places(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -141,11 +169,22 @@ def _pair_maps(
     return first, second
 
 
-def batch_losses(model: nn.Module, batch: Batch, config: TrainConfig, step: int = 0) -> Losses:
-    """``pair_step`` or ``detector_step``, as ``config.views`` says."""
-    if config.views == 2:
-        return pair_step(model, batch, config, step)
-    return detector_step(model, batch, config)
+def batch_losses(
+    model: nn.Module,
+    batch: Batch,
+    config: TrainConfig,
+    step: int = 0,
+    losses_of: LossesOfMaps = losses_of_maps,
+) -> Losses:
+    """``pair_step`` or ``detector_step``, as ``config.views`` says.
+
+    ``losses_of`` is ``losses_of_maps``, or what torch.compile makes of it: a number that changes
+    with each step, as its argument, would be compiled again.
+    """
+    if config.views == 1:
+        return losses_of((model(batch["image"]),), batch, config)
+    maps = _pair_maps(model, batch["image0"], batch["image1"], config.one_forward)
+    return losses_of(maps, batch, config, _draws(config, step, batch["image0"].device))
 
 
 def learning_rate_at(step: int, config: TrainConfig) -> float:
