@@ -104,9 +104,9 @@ class EvaluateOptions:
     extractors: Positional[tuple[str, ...]] = ()
     """Bundled names, weight files, OpenCV's sift, rootsift, orb, fast, harris, shi_tomasi, or
     random; by default superpoint, sift and orb. superpoint@1,1.5 looks at each image at the scales
-    1 and 1.5, superpoint@1,1.5,turned at each of them also turned by every quarter. With --data
-    shapes: not sift, rootsift, orb and random; by default harris, shi_tomasi, fast and both
-    MagicPoints."""
+    1 and 1.5, superpoint@1,1.5,turned at each of them also turned by every quarter,
+    superpoint@1+0.7+0.5 in a pyramid of images made smaller. With --data shapes: not sift,
+    rootsift, orb and random; by default harris, shi_tomasi, fast and both MagicPoints."""
     data: str = "auto"
     """Folder of HPatches sequences; auto: data/hpatches if there, else the mini benchmark; warped:
     many small warped pairs, to choose between trainings; warped-hard: the same with more blur,
@@ -152,6 +152,9 @@ class ExtractorOptions:
     """Look at each image at these scales and keep what they agree on: 1 1.5 is slower, better."""
     turned: bool = False
     """Look at each image turned by each quarter too: four times slower, keypoints better placed."""
+    pyramid: tuple[float, ...] = ()
+    """Find keypoints in each image made so many times as large, too: 0.7 0.5 lets a picture be
+    matched with one taken from two or three times as near, and costs three quarters more."""
 
 
 @dataclass(frozen=True)
@@ -559,22 +562,29 @@ def _measured(name: str, precision: Precision = "float32") -> Extractor:
 class _Looks(TypedDict):
     scales: tuple[float, ...]
     turned: bool
+    pyramid: tuple[float, ...]
 
 
 def _model_and_looks(name: str) -> tuple[MagicPoint, _Looks]:
-    """What a name such as superpoint@1,1.5 or superpoint@turned stands for."""
-    weights, looks = name, list[str]()
+    """What a name such as superpoint@1,1.5 or superpoint@turned or superpoint@1+0.5 stands for."""
+    weights, looks, levels = name, list[str](), list[str]()
     if "@" in name and not Path(name).is_file():  # a file's own name may hold one
         weights, _, listed = name.rpartition("@")
-        looks = listed.split(",")
+        first, *levels = listed.split("+")
+        looks = first.split(",")
     try:
         scales = tuple(float(look) for look in looks if look != "turned") or (1.0,)
+        pyramid = tuple(float(level) for level in levels)
     except ValueError:
         raise UsageError(
-            f"{name}: after @ come scales, which are numbers, and turned, as in "
-            "superpoint@1,1.5,turned"
+            f"{name}: after @ come scales, which are numbers, and turned, then levels of a "
+            "pyramid, each after a +, as in superpoint@1,1.5,turned+0.7+0.5"
         ) from None
-    return _load_model(weights), {"scales": scales, "turned": "turned" in looks}
+    return _load_model(weights), {
+        "scales": scales,
+        "turned": "turned" in looks,
+        "pyramid": pyramid,
+    }
 
 
 def _export(arguments: Sequence[str]) -> int:
@@ -710,6 +720,7 @@ def _extractor(options: ExtractorOptions) -> Callable[[np.ndarray], Features]:
             subpixel=options.subpixel,
             precision=options.precision,
             turned=options.turned,
+            pyramid=options.pyramid,
         )
         assert isinstance(features, Features)  # one image gives one, a batch a list
         return features

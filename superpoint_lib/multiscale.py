@@ -1,10 +1,17 @@
-"""Keypoints that several looks at an image agree on: enlarged, and turned.
+"""Several looks at an image: enlarged and turned, which must agree, or smaller and smaller.
 
 The network sees no more than pixels, and places a keypoint to about one of them. An enlarged image
 has more of them for the same corner, but also more noise to fall for. Where both see a keypoint, it
 is there, and the enlarged one knows better where. Of a corner that is turned, the network places
-the keypoint a little elsewhere; over four quarter turns, that averages out. Test-time options: they
-cost as many forward passes as there are looks, larger ones the square of their scale.
+the keypoint a little elsewhere; over four quarter turns, that averages out.
+
+What a picture shows from twice as near looks to the network like another place: it learns to
+recognise a corner that is somewhat larger or smaller, not one of another size altogether. In the
+nearer picture made smaller it is of the same size again. So a pyramid of smaller and smaller images
+is no agreement: each finds keypoints of its own, as SIFT finds them in its octaves.
+
+Test-time options: they cost as many forward passes as there are looks, larger and smaller ones the
+square of their scale.
 """
 
 from __future__ import annotations
@@ -44,6 +51,7 @@ def extract_multiscale(
     border: int = 0,
     precision: Precision = "auto",
     turned: bool = False,
+    pyramid: Sequence[float] = (),
 ) -> Features | list[Features]:
     """Do ``extract`` on the geometric mean of the heatmaps of several looks at an image.
 
@@ -51,11 +59,16 @@ def extract_multiscale(
     keypoints are the maxima of ``(p_1 p_2 ... p_n)^(1/n)``: a pixel counts where every look sees a
     keypoint. ``turned`` looks four times at each scale, at the image turned by each quarter, the
     heatmaps turned back. The descriptor of a keypoint is the mean of those of the upright image at
-    every scale, of unit length. Shown in notebook 06.
+    every scale, of unit length.
 
-    Convention: keypoints, radius and border are in pixels of ``image``, whatever the scales; pixel
-    x of an image resized by s lies at (x + 0.5) / s - 0.5. With ``scales=(1.0,)``, not turned, this
-    is ``extract``.
+    With a ``pyramid`` of factors f the same is done again at every scale times f, and what all
+    levels find is put together, best score first: a corner may be found at several of them, each
+    time with another descriptor, and one of these is like that of a picture taken from nearer or
+    farther away. Shown in notebook 06.
+
+    Convention: keypoints, radius and border are in pixels of ``image``, whatever the scales, but
+    the radius at a level of the pyramid in pixels of that; pixel x of an image resized by s lies at
+    (x + 0.5) / s - 0.5. With ``scales=(1.0,)``, not turned, without pyramid, this is ``extract``.
 
     Args:
         model: as in ``extract``.
@@ -68,6 +81,7 @@ def extract_multiscale(
         border: as in ``extract``.
         precision: as in ``extract``.
         turned: look at the turned image too.
+        pyramid: further levels, say (0.7, 0.5), above 0.
 
     Returns:
         As ``extract``.
@@ -76,29 +90,46 @@ def extract_multiscale(
         ValueError: as ``extract``, and for scales that are none, not positive, or make the image
             smaller than 16 px.
     """
-    if tuple(scales) == (1.0,) and not turned:
+    if tuple(scales) == (1.0,) and not turned and not pyramid:
         return extract(
             model, image, max_keypoints, threshold, nms_radius, subpixel, border, precision
         )
     images, is_batch = prepare_images(image)
     size = (images.shape[-2], images.shape[-1])
-    if not scales or min(scales) * min(size) < MIN_IMAGE_SIZE:
+    levels = (1.0, *pyramid)
+    if not scales or min(scales) * min(levels) * min(size) < MIN_IMAGE_SIZE:
         raise ValueError(
             f"scales must be positive and leave images of {MIN_IMAGE_SIZE} px or more, got "
-            f"{tuple(scales)} for an image of {size}"
+            f"{tuple(scales)}{f', times {tuple(pyramid)}' if pyramid else ''}, for an image of "
+            f"{size}"
         )
-    features = []
-    for one in images:
-        levels = [_look(model, one[None], scale, turned, precision) for scale in scales]
+
+    def find(one: Tensor, level: float) -> Features:
+        looks = [_look(model, one[None], level * scale, turned, precision) for scale in scales]
         with torch.no_grad():
-            features.append(
-                _find(levels, size, max_keypoints, threshold, nms_radius, subpixel, border)
+            return _find(
+                looks, size, max_keypoints, threshold, nms_radius / level, subpixel, border
             )
+
+    features = [_best([find(one, level) for level in levels], max_keypoints) for one in images]
     return features if is_batch else features[0]
 
 
+def _best(levels: Sequence[Features], max_keypoints: int | None) -> Features:
+    """What several levels found, as one: the best scores first."""
+    if len(levels) == 1:
+        return levels[0]
+    scores = torch.cat([level.keypoint_scores for level in levels])
+    order = scores.argsort(descending=True, stable=True)[:max_keypoints]
+    keypoints = torch.cat([level.keypoints for level in levels])[order]
+    described = [level.descriptors for level in levels if level.descriptors is not None]
+    descriptors = torch.cat(described)[order] if described else None
+    first = levels[0]
+    return Features(keypoints, scores[order], descriptors, first.image_size, first.computed_in)
+
+
 @dataclass(frozen=True)
-class _Level:
+class _Look:
     """What the network sees at one scale: a heatmap (1, h, w), descriptors (D, hc, wc) or None."""
 
     scale: float
@@ -107,14 +138,14 @@ class _Level:
     computed_in: str
 
     def factors(self, size: tuple[int, int]) -> Tensor:
-        """Exact factors (x, y) from an image of ``size`` to this level, whose sides are whole."""
+        """Exact factors (x, y) from an image of ``size`` to this one, whose sides are whole."""
         height, width = self.heatmap.shape[-2:]
         return self.heatmap.new_tensor([width / size[1], height / size[0]])
 
 
 def _look(
     model: nn.Module, image: Tensor, scale: float, turned: bool, precision: Precision
-) -> _Level:
+) -> _Look:
     height, width = (round(side * scale) for side in image.shape[-2:])
     if scale != 1:
         resized = F.interpolate(image, (height, width), mode="bicubic", antialias=scale < 1)
@@ -127,7 +158,7 @@ def _look(
         upright = [torch.rot90(heatmaps[i], -1 - i, (1, 2)) for i in range(3)]
         heatmap = agreement([heatmap, *upright], (height, width))
     descriptors = maps["descriptors"][0] if "descriptors" in maps else None
-    return _Level(scale, heatmap, descriptors, computed_in)
+    return _Look(scale, heatmap, descriptors, computed_in)
 
 
 @torch.no_grad()
@@ -137,18 +168,18 @@ def _heatmap(maps: Mapping[str, Tensor], image: Tensor) -> Tensor:
 
 
 def _find(
-    levels: Sequence[_Level],
+    looks: Sequence[_Look],
     size: tuple[int, int],
     max_keypoints: int | None,
     threshold: float,
-    nms_radius: int,
+    nms_radius: float,
     subpixel: bool,
     border: int,
 ) -> Features:
-    finest = max(levels, key=lambda level: level.scale)
+    finest = max(looks, key=lambda look: look.scale)
     shape = (finest.heatmap.shape[-2], finest.heatmap.shape[-1])
     ((found, scores),) = find_keypoints(
-        agreement([level.heatmap for level in levels], shape),
+        agreement([look.heatmap for look in looks], shape),
         [shape],
         max_keypoints,
         threshold,
@@ -158,9 +189,9 @@ def _find(
     )
     keypoints = (found + 0.5) / finest.factors(size) - 0.5
     sampled = [
-        sample_descriptors(level.descriptors, (keypoints + 0.5) * level.factors(size) - 0.5)
-        for level in levels
-        if level.descriptors is not None
+        sample_descriptors(look.descriptors, (keypoints + 0.5) * look.factors(size) - 0.5)
+        for look in looks
+        if look.descriptors is not None
     ]
     descriptors = F.normalize(torch.stack(sampled).sum(0), dim=1) if sampled else None
     return Features(keypoints, scores, descriptors, size, finest.computed_in)

@@ -214,8 +214,13 @@ def test_of_many_pictures_left_out_the_unreadable_come_first():
 def test_a_weight_file_may_have_an_at_in_its_name(project, weights):
     path = project / "me@lab.safetensors"
     path.write_bytes(Path(weights["SuperPoint"]).read_bytes())
-    for name, scales in ((str(path), (1.0,)), (f"{path}@1,1.5", (1.0, 1.5))):
-        assert cli._model_and_looks(name)[1] == {"scales": scales, "turned": False}
+    for name, scales, pyramid in (
+        (str(path), (1.0,), ()),
+        (f"{path}@1,1.5", (1.0, 1.5), ()),
+        (f"{path}@1,1.5+0.7+0.5", (1.0, 1.5), (0.7, 0.5)),
+    ):
+        looks = {"scales": scales, "turned": False, "pyramid": pyramid}
+        assert cli._model_and_looks(name)[1] == looks
 
 
 def test_match_draws_a_picture_and_needs_descriptors(project, weights, capsys):
@@ -255,7 +260,7 @@ def test_evaluate_writes_a_table_and_files_with_their_command(project, capsys):
     assert main([*arguments, "--orders", "3"]) == 0
     kept = json.loads((project / "table.json").read_text())
     assert kept["protocol"]["ransac"]["orders"] == 3
-    looks = ["superpoint@1,1.5", "superpoint@turned"]
+    looks = ["superpoint@1,1.5", "superpoint@turned", "superpoint@1+0.5"]
     assert main(["evaluate", *looks, *arguments[2:]]) == 0
     told = capsys.readouterr().out
     assert all(f"| {name} |" in told for name in looks)

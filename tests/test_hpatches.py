@@ -351,7 +351,12 @@ def test_superpoint_extractor_looks_at_several_scales(model, small_photo):
         model, small_photo, (1.0,), 7, 0.002, nms_radius=3, precision="float32", turned=True
     )
     assert torch.equal(turned.keypoints, expected.keypoints)
-    for looks in ({"scales": (1.0, 1.5)}, {"turned": True}):
+    levels = superpoint_extractor(model, pyramid=(0.5,))(small_photo, task)
+    expected = extract_multiscale(
+        model, small_photo, (1.0,), 7, 0.002, nms_radius=3, precision="float32", pyramid=(0.5,)
+    )
+    assert torch.equal(levels.keypoints, expected.keypoints)
+    for looks in ({"scales": (1.0, 1.5)}, {"turned": True}, {"pyramid": (0.5,)}):
         with pytest.raises(ValueError, match="boxes"):
             superpoint_extractor(model, **looks)(small_photo, TaskConfig(nms="box"))
 

@@ -32,7 +32,7 @@ def test_one_scale_is_extract(model, photo):
     assert again.computed_in == "float32"
 
 
-def testagreement_is_the_geometric_mean():
+def test_agreement_is_the_geometric_mean():
     first, second = torch.rand(2, 1, 6, 8).unbind(0)
     torch.testing.assert_close(agreement([first, second], (6, 8)), (first * second).sqrt())
     # What one scale does not see is not there, however sure another is.
@@ -125,12 +125,42 @@ def test_a_known_homography_is_matched_closer_than_at_one_scale(model, photo):
     assert errors[1] < errors[0]
 
 
+def test_a_pyramid_adds_what_each_level_finds_best_score_first(model, photo):
+    whole, *levels = (
+        extract_multiscale(model, photo, (f, 1.5 * f), 80, nms_radius=round(4 / f))
+        for f in (1.0, 0.5)
+    )
+    both = extract_multiscale(model, photo, (1.0, 1.5), 80, pyramid=(0.5,))
+    scores = torch.cat([whole.keypoint_scores, levels[0].keypoint_scores])
+    order = scores.argsort(descending=True)[:80]
+    torch.testing.assert_close(both.keypoint_scores, scores[order])
+    for part in ("keypoints", "descriptors"):
+        parts = torch.cat([getattr(whole, part), getattr(levels[0], part)])
+        torch.testing.assert_close(getattr(both, part), parts[order])
+    assert 20 < (order < len(whole)).sum() < 75 and both.image_size == (181, 243)
+
+
+def test_a_pyramid_recognises_what_is_seen_from_twice_as_near(model):
+    photo, _ = resize_and_crop(bundled_photos("benchmark")["motorcycle_left"], 240, 320)
+    far, H_0to1 = resize_and_crop(photo, 120, 160)
+    right = []
+    for pyramid in ((), (0.7, 0.5)):
+        near, small = (extract_multiscale(model, one, pyramid=pyramid) for one in (photo, far))
+        matches, _ = match(near, small)
+        places = warp_points(near.keypoints[matches[:, 0]], H_0to1)
+        distance = (places - small.keypoints[matches[:, 1]]).norm(dim=1)
+        right.append(float((distance <= 1.5).float().mean()))
+    assert right[1] > max(0.8, right[0] + 0.1)
+
+
 def test_a_detector_alone_gives_no_descriptors_and_a_batch_a_list(photo):
     detector = MagicPoint.from_pretrained("magicpoint")
     batch = torch.from_numpy(photo)[None, None].repeat(2, 1, 1, 1)
     both = extract_multiscale(detector, batch, max_keypoints=5)
     assert [len(features) for features in both] == [5, 5]
     assert both[0].descriptors is None
+    more = extract_multiscale(detector, batch, max_keypoints=5, pyramid=(0.5,))
+    assert [len(features) for features in more] == [5, 5] and more[0].descriptors is None
     blank = extract_multiscale(detector, np.zeros((40, 40), np.float32), threshold=0.5)
     assert len(blank) == 0
 
@@ -139,3 +169,9 @@ def test_a_detector_alone_gives_no_descriptors_and_a_batch_a_list(photo):
 def test_scales_are_checked(model, photo, scales):
     with pytest.raises(ValueError, match="scales must be positive"):
         extract_multiscale(model, photo, scales)
+
+
+@pytest.mark.parametrize("pyramid", [(0.0,), (0.5, -1.0), (0.05,)])
+def test_levels_of_a_pyramid_are_checked(model, photo, pyramid):
+    with pytest.raises(ValueError, match=r"leave images of 16 px or more, got .* times"):
+        extract_multiscale(model, photo, pyramid=pyramid)

@@ -192,6 +192,7 @@ def superpoint_extractor(
     precision: Precision = "float32",
     scales: Sequence[float] = (1.0,),
     turned: bool = False,
+    pyramid: Sequence[float] = (),
 ) -> Extractor:
     """Let a ``SuperPoint`` or ``MagicPoint`` take part, its knobs set by the protocol.
 
@@ -201,11 +202,14 @@ def superpoint_extractor(
         precision: As in ``extract``; float32 by default, so that figures are the same everywhere.
         scales: More than one: as in ``extract_multiscale``.
         turned: As in ``extract_multiscale``.
+        pyramid: As in ``extract_multiscale``.
 
     Returns:
         An ``Extractor``; a ``MagicPoint`` gives no descriptors. With several looks at an image it
         refuses protocols that suppress by boxes, with a ``ValueError``.
     """
+
+    looks: dict[str, Any] = {"scales": scales, "turned": turned, "pyramid": pyramid}
 
     def extractor(image: Image, task: TaskConfig) -> Features:
         knobs: dict[str, Any] = {
@@ -216,10 +220,10 @@ def superpoint_extractor(
             "precision": precision,
         }
         if task.nms == "box":
-            if turned or tuple(scales) != (1.0,):
+            if turned or pyramid or tuple(scales) != (1.0,):
                 raise ValueError("suppression by boxes is for one look: choose another protocol")
             return _extract_with_boxes(model, image, task, subpixel, precision)
-        return cast(Features, extract_multiscale(model, image, scales, turned=turned, **knobs))
+        return cast(Features, extract_multiscale(model, image, **looks, **knobs))
 
     return extractor
 
