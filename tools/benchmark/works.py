@@ -102,7 +102,8 @@ def training_configs(folder: str) -> dict[str, TrainConfig]:
 
 def bare_step(config: TrainConfig) -> tuple[Work, int]:
     """A step of the same network on random tensors; and how many images it sees."""
-    net, optimizer, bf16 = _trained(config)
+    trained, optimizer, bf16 = _trained(config)
+    net = torch.compile(trained) if config.compile else trained
     shape = (config.batch_size * config.views, 1, config.height, config.width)
     images = torch.rand(shape, device=DEVICE)
 
