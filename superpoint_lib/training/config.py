@@ -446,7 +446,7 @@ RECIPES: dict[str, TrainConfig] = {
         _WIDE,
         init="runs/full-first.safetensors",
         labels=("runs/labels-full",),
-        steps=9000,
+        steps=5700,
         compile=True,
     ),
     "superpoint-open": replace(
