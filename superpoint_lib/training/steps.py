@@ -27,49 +27,6 @@ Losses = dict[str, Tensor]
 LossesOfMaps = Callable[..., Losses]
 
 
-def detector_step(model: nn.Module, batch: Batch, config: TrainConfig) -> Losses:
-    """Loss of the detector on a batch of one view.
-
-    Args:
-        model: gives {"logits" (B, 65, H/8, W/8)} for images (B, 1, H, W).
-        batch: "image" (B, 1, H, W), "labels" (B, H/8, W/8), "offsets" (B, 2, H/8, W/8) and "valid"
-            (B, H/8, W/8).
-        config: ``detector_weight`` and ``position_weight``.
-
-    Returns:
-        "loss", to be minimised, and its parts before weighting, "detector" and, where it has a
-        weight, "position"; scalars.
-
-    Derived in notebook 02.
-    """
-    return losses_of_maps((model(batch["image"]),), batch, config)
-
-
-def pair_step(model: nn.Module, batch: Batch, config: TrainConfig, step: int = 0) -> Losses:
-    """Loss of a batch of image pairs: detector on both views, and descriptors across them.
-
-    Both views go through the network in one forward pass unless ``config.one_forward`` says
-    otherwise (notebook 07 shows what happens then). The descriptor loss is left out when its weight
-    is 0.
-
-    Args:
-        model: gives {"logits", "descriptors"} for images (2 B, 1, H, W).
-        batch: "image0", "labels0", "offsets0", "valid0", the same with 1, and "H_0to1" (B, 3, 3);
-            where it has "described" (B,), descriptors are learnt from the pairs where that is true.
-        config: weights and kind of the losses.
-        step: seeds the sample of the sparse loss.
-
-    Returns:
-        "loss", to be minimised, and its parts before weighting: "detector" and "position", each the
-        sum over the two views, "agreement", "repeatability" and "descriptor"; scalars. A part
-        without weight may be missing.
-
-    Source: DeTone et al., SuperPoint (2018), equation 1. Derived in notebook 05.
-    """
-    maps = _pair_maps(model, batch["image0"], batch["image1"], config.one_forward)
-    return losses_of_maps(maps, batch, config, _draws(config, step, batch["image0"].device))
-
-
 def losses_of_maps(
     maps: tuple[Maps, ...],
     batch: Batch,
@@ -130,13 +87,6 @@ def losses_of_maps(
     return _add(losses, "descriptor", descriptor, config.descriptor_weight)
 
 
-def _draws(config: TrainConfig, step: int, device: torch.device) -> torch.Generator | None:
-    """For the loss that draws, seeded by the step."""
-    if config.descriptor_loss != "sparse":
-        return None
-    return torch.Generator(device).manual_seed(config.seed * 1_000_003 + step)
-
-
 def _places(batch: Batch) -> tuple[Tensor, Tensor]:
     """A place in each cell of both views, its keypoint if it has one."""
     first, second = (keypoint_places(batch[f"labels{v}"], batch[f"offsets{v}"]) for v in "01")
@@ -159,6 +109,70 @@ def _detector_losses(logits: Tensor, batch: Batch, config: TrainConfig, view: st
     return losses
 
 
+def detector_step(
+    model: nn.Module,
+    batch: Batch,
+    config: TrainConfig,
+    losses_of: LossesOfMaps = losses_of_maps,
+) -> Losses:
+    """Loss of the detector on a batch of one view.
+
+    Args:
+        model: gives {"logits" (B, 65, H/8, W/8)} for images (B, 1, H, W).
+        batch: "image" (B, 1, H, W), "labels" (B, H/8, W/8), "offsets" (B, 2, H/8, W/8) and "valid"
+            (B, H/8, W/8).
+        config: ``detector_weight`` and ``position_weight``.
+        losses_of: ``losses_of_maps``, or what torch.compile makes of it.
+
+    Returns:
+        "loss", to be minimised, and its parts before weighting, "detector" and, where it has a
+        weight, "position"; scalars.
+
+    Derived in notebook 02.
+    """
+    return losses_of((model(batch["image"]),), batch, config)
+
+
+def pair_step(
+    model: nn.Module,
+    batch: Batch,
+    config: TrainConfig,
+    step: int = 0,
+    losses_of: LossesOfMaps = losses_of_maps,
+) -> Losses:
+    """Loss of a batch of image pairs: detector on both views, and descriptors across them.
+
+    Both views go through the network in one forward pass unless ``config.one_forward`` says
+    otherwise (notebook 07 shows what happens then). The descriptor loss is left out when its weight
+    is 0.
+
+    Args:
+        model: gives {"logits", "descriptors"} for images (2 B, 1, H, W).
+        batch: "image0", "labels0", "offsets0", "valid0", the same with 1, and "H_0to1" (B, 3, 3);
+            where it has "described" (B,), descriptors are learnt from the pairs where that is true.
+        config: weights and kind of the losses.
+        step: seeds the sample of the sparse loss.
+        losses_of: ``losses_of_maps``, or what torch.compile makes of it.
+
+    Returns:
+        "loss", to be minimised, and its parts before weighting: "detector" and "position", each the
+        sum over the two views, "agreement", "repeatability" and "descriptor"; scalars. A part
+        without weight may be missing.
+
+    Source: DeTone et al., SuperPoint (2018), equation 1. Derived in notebook 05.
+    """
+    maps = _pair_maps(model, batch["image0"], batch["image1"], config.one_forward)
+    # A number that is another at each step would be compiled anew at each.
+    return losses_of(maps, batch, config, _draws(config, step, batch["image0"].device))
+
+
+def _draws(config: TrainConfig, step: int, device: torch.device) -> torch.Generator | None:
+    """For the loss that draws, seeded by the step."""
+    if config.descriptor_loss != "sparse":
+        return None
+    return torch.Generator(device).manual_seed(config.seed * 1_000_003 + step)
+
+
 def _pair_maps(
     model: nn.Module, images0: Tensor, images1: Tensor, one_forward: bool
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -176,15 +190,10 @@ def batch_losses(
     step: int = 0,
     losses_of: LossesOfMaps = losses_of_maps,
 ) -> Losses:
-    """``pair_step`` or ``detector_step``, as ``config.views`` says.
-
-    ``losses_of`` is ``losses_of_maps``, or what torch.compile makes of it: a number that changes
-    with each step, as its argument, would be compiled again.
-    """
-    if config.views == 1:
-        return losses_of((model(batch["image"]),), batch, config)
-    maps = _pair_maps(model, batch["image0"], batch["image1"], config.one_forward)
-    return losses_of(maps, batch, config, _draws(config, step, batch["image0"].device))
+    """``pair_step`` or ``detector_step``, as ``config.views`` says."""
+    if config.views == 2:
+        return pair_step(model, batch, config, step, losses_of)
+    return detector_step(model, batch, config, losses_of)
 
 
 def learning_rate_at(step: int, config: TrainConfig) -> float:
