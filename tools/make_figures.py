@@ -10,8 +10,17 @@ from PIL import Image
 
 from superpoint_lib import Features, SuperPoint, extract, match
 from superpoint_lib.datasets import motorcycle_pair
+from superpoint_lib.geometry import resize_and_crop, warp_points
+from superpoint_lib.multiscale import extract_multiscale
 from superpoint_lib.paths import figures_dir, results_dir
-from superpoint_lib.plotting import Picture, plot_matches, render_grid, render_keypoints
+from superpoint_lib.plotting import (
+    MatchedPair,
+    Picture,
+    plot_matches,
+    plot_pairs,
+    render_grid,
+    render_keypoints,
+)
 from superpoint_lib.shapes import PRIMITIVES, SHAPES_PRESETS, draw_shape
 
 
@@ -26,6 +35,31 @@ def draw_matches() -> None:
     correct = (points0[:, 1] - points1[:, 1]).abs() <= 2
     figure = plot_matches(left, right, features0.keypoints, features1.keypoints, matches, correct)
     figure.savefig(figures_dir() / "matches.jpg", dpi=100, bbox_inches="tight")
+
+
+def draw_pyramid() -> None:
+    """Match the left photograph with the right one at half its size, in one look and more.
+
+    Green lines stay on their row.
+    """
+    left, right = motorcycle_pair()
+    height, width = right.shape
+    far, H = resize_and_crop(right, height // 2, width // 2)
+    model = SuperPoint.from_pretrained("superpoint")
+    pairs = []
+    looks: dict[str, tuple[float, ...]] = {"one look": (), "--pyramid 0.7 0.5": (0.7, 0.5)}
+    for title, pyramid in looks.items():
+        near, small = (extract_multiscale(model, one, (1,), pyramid=pyramid) for one in (left, far))
+        assert isinstance(near, Features) and isinstance(small, Features)
+        matches, _ = match(near, small)
+        points0, points1 = near.keypoints[matches[:, 0]], small.keypoints[matches[:, 1]]
+        rows_apart = (warp_points(points0.numpy(), H) - points1.numpy())[:, 1]
+        correct = np.abs(rows_apart) <= 1.5
+        told = f"{title}: {correct.sum()} of {len(matches)} right"
+        numbers = np.stack([np.arange(len(matches))] * 2, axis=1)
+        pairs.append(MatchedPair(left, far, points0, points1, numbers, correct, told))
+    figure = plot_pairs(pairs, width=9)
+    figure.savefig(figures_dir() / "pyramid.jpg", dpi=100, bbox_inches="tight")
 
 
 def draw_shapes() -> None:
@@ -63,6 +97,7 @@ def write_chart(name: str, figure: Picture) -> None:
 
 if __name__ == "__main__":
     draw_matches()
+    draw_pyramid()
     draw_shapes()
     draw_growth()
     draw_profile()
