@@ -145,7 +145,9 @@ def test_a_pyramid_recognises_what_is_seen_from_twice_as_near(model):
     far, H_0to1 = resize_and_crop(photo, 120, 160)
     right = []
     for pyramid in ((), (0.7, 0.5)):
-        near, small = (extract_multiscale(model, one, pyramid=pyramid) for one in (photo, far))
+        near, small = (
+            extract_multiscale(model, one, (1.0,), pyramid=pyramid) for one in (photo, far)
+        )
         matches, _ = match(near, small)
         places = warp_points(near.keypoints[matches[:, 0]], H_0to1)
         distance = (places - small.keypoints[matches[:, 1]]).norm(dim=1)

@@ -49,7 +49,7 @@ def draw_pyramid() -> None:
     pairs = []
     looks: dict[str, tuple[float, ...]] = {"one look": (), "--pyramid 0.7 0.5": (0.7, 0.5)}
     for title, pyramid in looks.items():
-        near, small = (extract_multiscale(model, one, (1,), pyramid=pyramid) for one in (left, far))
+        near, small = (extract_multiscale(model, im, (1.0,), pyramid=pyramid) for im in (left, far))
         assert isinstance(near, Features) and isinstance(small, Features)
         matches, _ = match(near, small)
         points0, points1 = near.keypoints[matches[:, 0]], small.keypoints[matches[:, 1]]

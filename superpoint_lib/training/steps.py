@@ -109,12 +109,7 @@ def _detector_losses(logits: Tensor, batch: Batch, config: TrainConfig, view: st
     return losses
 
 
-def detector_step(
-    model: nn.Module,
-    batch: Batch,
-    config: TrainConfig,
-    losses_of: LossesOfMaps = losses_of_maps,
-) -> Losses:
+def detector_step(model: nn.Module, batch: Batch, config: TrainConfig) -> Losses:
     """Loss of the detector on a batch of one view.
 
     Args:
@@ -122,7 +117,6 @@ def detector_step(
         batch: "image" (B, 1, H, W), "labels" (B, H/8, W/8), "offsets" (B, 2, H/8, W/8) and "valid"
             (B, H/8, W/8).
         config: ``detector_weight`` and ``position_weight``.
-        losses_of: ``losses_of_maps``, or what torch.compile makes of it.
 
     Returns:
         "loss", to be minimised, and its parts before weighting, "detector" and, where it has a
@@ -130,16 +124,10 @@ def detector_step(
 
     Derived in notebook 02.
     """
-    return losses_of((model(batch["image"]),), batch, config)
+    return losses_of_maps((model(batch["image"]),), batch, config)
 
 
-def pair_step(
-    model: nn.Module,
-    batch: Batch,
-    config: TrainConfig,
-    step: int = 0,
-    losses_of: LossesOfMaps = losses_of_maps,
-) -> Losses:
+def pair_step(model: nn.Module, batch: Batch, config: TrainConfig, step: int = 0) -> Losses:
     """Loss of a batch of image pairs: detector on both views, and descriptors across them.
 
     Both views go through the network in one forward pass unless ``config.one_forward`` says
@@ -152,7 +140,6 @@ def pair_step(
             where it has "described" (B,), descriptors are learnt from the pairs where that is true.
         config: weights and kind of the losses.
         step: seeds the sample of the sparse loss.
-        losses_of: ``losses_of_maps``, or what torch.compile makes of it.
 
     Returns:
         "loss", to be minimised, and its parts before weighting: "detector" and "position", each the
@@ -161,22 +148,21 @@ def pair_step(
 
     Source: DeTone et al., SuperPoint (2018), equation 1. Derived in notebook 05.
     """
-    maps = _pair_maps(model, batch["image0"], batch["image1"], config.one_forward)
-    # A number that is another at each step would be compiled anew at each.
-    return losses_of(maps, batch, config, _draws(config, step, batch["image0"].device))
+    maps = _pair_maps(model, batch, config)
+    return losses_of_maps(maps, batch, config, _sampler(maps, config, step))
 
 
-def _draws(config: TrainConfig, step: int, device: torch.device) -> torch.Generator | None:
-    """For the loss that draws, seeded by the step."""
+def _sampler(maps: tuple[Maps, ...], config: TrainConfig, step: int) -> torch.Generator | None:
+    """Random numbers of the sparse loss, seeded by the step."""
     if config.descriptor_loss != "sparse":
         return None
-    return torch.Generator(device).manual_seed(config.seed * 1_000_003 + step)
+    generator = torch.Generator(maps[0]["logits"].device)
+    return generator.manual_seed(config.seed * 1_000_003 + step)
 
 
-def _pair_maps(
-    model: nn.Module, images0: Tensor, images1: Tensor, one_forward: bool
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    if not one_forward:
+def _pair_maps(model: nn.Module, batch: Batch, config: TrainConfig) -> tuple[Maps, Maps]:
+    images0, images1 = batch["image0"], batch["image1"]
+    if not config.one_forward:
         return model(images0), model(images1)
     maps = model(torch.cat((images0, images1)))
     first, second = ({name: m.chunk(2)[view] for name, m in maps.items()} for view in (0, 1))
@@ -190,10 +176,14 @@ def batch_losses(
     step: int = 0,
     losses_of: LossesOfMaps = losses_of_maps,
 ) -> Losses:
-    """``pair_step`` or ``detector_step``, as ``config.views`` says."""
-    if config.views == 2:
-        return pair_step(model, batch, config, step, losses_of)
-    return detector_step(model, batch, config, losses_of)
+    """What ``pair_step`` or ``detector_step`` gives, as ``config.views`` says.
+
+    ``losses_of`` is ``losses_of_maps``, or what torch.compile makes of it. The number of the step
+    is none of its arguments: it would be compiled anew for each.
+    """
+    two = config.views == 2
+    maps = _pair_maps(model, batch, config) if two else (model(batch["image"]),)
+    return losses_of(maps, batch, config, _sampler(maps, config, step))
 
 
 def learning_rate_at(step: int, config: TrainConfig) -> float:
