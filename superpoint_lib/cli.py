@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from superpoint_lib.evaluation.detection import Detector
     from superpoint_lib.evaluation.hpatches import Extractor
+    from superpoint_lib.evaluation.kept import KeptRecords
     from superpoint_lib.evaluation.protocols import ProtocolConfig
     from superpoint_lib.extraction import Features
     from superpoint_lib.model import MagicPoint, Precision
@@ -126,6 +127,9 @@ class EvaluateOptions:
     precision: Literal["auto", "bf16", "float32"] = "float32"
     """What the networks compute in; auto: bfloat16 where the device has it. float32 gives the same
     figures everywhere, up to rounding."""
+    resume: bool = True
+    """Take what was measured before of the same weights and images by the same code, of a command
+    that was stopped, or of another; it is kept in runs/evaluated. Not for shapes."""
     output: Path = Path("runs/evaluation.json")
     """Where the results go: this file, and a table of all pairs beside it (.csv)."""
 
@@ -455,15 +459,23 @@ def _evaluate(arguments: Sequence[str]) -> int:
         return _evaluate_on_shapes(options, shlex.join(["superpoint", "evaluate", *arguments]))
     from superpoint_lib.evaluation.hpatches import evaluate, load_sequences
     from superpoint_lib.evaluation.mini import benchmark_folder
+    from superpoint_lib.evaluation.protocols import protocol_config
 
     names = options.extractors or PAIR_EXTRACTORS
     if options.against and options.against not in names:
         raise UsageError(f"--against {options.against}: not among the extractors")
     protocol = options.protocol or "rpautrat"
+    config = protocol_config(protocol)
+    ordered = replace(config, ransac=replace(config.ransac, orders=options.orders))
     folder = benchmark_folder(options.data)
     sequences = load_sequences(folder)
     extractors = {name: _measured(name, options.precision) for name in names}
-    results = evaluate(extractors, sequences, _in_orders(protocol, options.orders))
+    kept = {
+        name: _kept_records(name, options.precision, ordered) for name in names if options.resume
+    }
+    # By its name, unless it is changed.
+    chosen = protocol if ordered == config else ordered
+    results = evaluate(extractors, sequences, chosen, kept=kept)
     command = shlex.join(["superpoint", "evaluate", *arguments])
     paths = results.save(options.output, command, options.against or None)
     print(f"{len(sequences)} sequences of {folder}, protocol {protocol}\n")
@@ -479,14 +491,26 @@ def _evaluate(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _in_orders(protocol: str, orders: int) -> str | ProtocolConfig:
-    """The protocol, its RANSAC repeated on the matches in so many orders."""
-    if orders == 1:
-        return protocol
-    from superpoint_lib.evaluation.protocols import protocol_config
+def _kept_records(name: str, precision: Precision, protocol: ProtocolConfig) -> KeptRecords:
+    """Where the records of an extractor are kept, by all that they depend on."""
+    import torch
 
-    config = protocol_config(protocol)
-    return replace(config, ransac=replace(config.ransac, orders=orders))
+    from superpoint_lib.config import to_dict
+    from superpoint_lib.evaluation.classical import DETECTORS, EXTRACTORS
+    from superpoint_lib.evaluation.kept import KeptRecords, model_digest
+    from superpoint_lib.model import uses_bfloat16
+    from superpoint_lib.paths import runs_dir
+    from superpoint_lib.training.facts import machine_name
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    facts: dict[str, Any] = {"protocol": to_dict(protocol), "machine": machine_name(device)}
+    if name == "random" or name in DETECTORS or name in EXTRACTORS:
+        facts["extractor"] = name
+    else:
+        model, looks = _model_and_looks(name)
+        facts |= {"weights": model_digest(model), "bfloat16": uses_bfloat16(precision, device)}
+        facts |= looks
+    return KeptRecords(runs_dir() / "evaluated", facts)
 
 
 def _evaluate_on_shapes(options: EvaluateOptions, command: str) -> int:

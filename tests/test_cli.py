@@ -240,7 +240,7 @@ def test_export_writes_an_onnx_file(project, weights, capsys):
     assert (project / "model.onnx").stat().st_size > 1000
 
 
-def test_evaluate_writes_a_table_and_files_with_their_command(project, capsys):
+def test_evaluate_writes_a_table_and_files_with_their_command(project, capsys, monkeypatch):
     scene = project / "sequences" / "v_noise"
     for number in (1, 2, 3, 4, 5, 6):
         write_picture(scene / f"{number}.png")
@@ -264,6 +264,14 @@ def test_evaluate_writes_a_table_and_files_with_their_command(project, capsys):
     assert main(["evaluate", *looks, *arguments[2:]]) == 0
     told = capsys.readouterr().out
     assert all(f"| {name} |" in told for name in looks)
+    # Kept: each of the three, ORB, in one order and in three, and SIFT.
+    kept = list((project / "runs" / "evaluated").rglob("*.jsonl"))
+    assert len(kept) == 6
+    table = (project / "table.csv").read_text()
+    monkeypatch.setattr("superpoint_lib.evaluation.hpatches._view", None)
+    assert main(["evaluate", *looks, *arguments[2:]]) == 0
+    assert (project / "table.csv").read_text() == table
+    assert main(["evaluate", *looks, *arguments[2:], "--no-resume"]) == 1
 
 
 @pytest.mark.parametrize("name", ["shi_tomasi", "fast"])

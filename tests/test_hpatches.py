@@ -2,6 +2,8 @@ import csv
 import dataclasses
 import json
 import math
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import torch
 
 from superpoint_lib.datasets import bundled_photos
+from superpoint_lib.evaluation import kept as kept_records
 from superpoint_lib.evaluation.classical import DETECTORS, EXTRACTORS, as_extractor
 from superpoint_lib.evaluation.hpatches import (
     PROTOCOLS,
@@ -25,6 +28,7 @@ from superpoint_lib.evaluation.hpatches import (
     random_extractor,
     superpoint_extractor,
 )
+from superpoint_lib.evaluation.kept import KeptRecords, code_digest, digest, model_digest
 from superpoint_lib.evaluation.metrics import RansacConfig
 from superpoint_lib.evaluation.results import shortened
 from superpoint_lib.extraction import Features, extract
@@ -590,3 +594,92 @@ def test_homographies_in_several_orders_are_means_over_them(warped_photo):
     assert record["homography@1"] == (errors <= 1).mean()
     assert record["auc@5"] == shortened(np.maximum(0, 1 - errors / 5).mean())
     assert record["corner_error"] == shortened(pair.corner_error)
+
+
+# --- what is kept ---
+
+
+class Watched:
+    """``dots`` that counts its looks, and is stopped at one of them."""
+
+    def __init__(self, stop_at=None):
+        self.looks, self.stop_at = 0, stop_at
+
+    def __call__(self, image, task):
+        if self.looks == self.stop_at:
+            raise KeyboardInterrupt
+        self.looks += 1
+        return dots(image)
+
+
+def measured_again(toy, folder, identity=("dots",), name="dots"):
+    """Results with what is kept in a folder, and how many looks they took."""
+    extractor = Watched()
+    kept = {name: KeptRecords(folder, {"extractor": identity})}
+    results = evaluate({name: extractor}, toy, TOY, progress=False, kept=kept)
+    return results, extractor.looks
+
+
+def test_a_stopped_evaluation_goes_on_where_it_was(toy, tmp_path):
+    plain = evaluate({"dots": dots}, toy, TOY, progress=False)
+    kept = {"dots": KeptRecords(tmp_path / "kept", {"extractor": ["dots"]})}
+    with pytest.raises(KeyboardInterrupt):
+        evaluate({"dots": Watched(stop_at=3)}, toy, TOY, progress=False, kept=kept)
+    results, looks = measured_again(toy, tmp_path / "kept")
+    assert looks == 2  # the two images of the second sequence
+    assert results == plain
+    results, looks = measured_again(toy, tmp_path / "kept", name="the same by another name")
+    assert looks == 0
+    assert results.extractors == ("the same by another name",)
+    assert measured_again(toy, tmp_path / "kept", identity=["others"])[1] == 4
+
+
+def test_other_images_and_homographies_are_measured_anew(toy, tmp_path):
+    measured_again(toy, tmp_path / "kept")
+    same, shifted = toy
+    turned = dataclasses.replace(shifted, homographies=shifted.homographies + 0.01)
+    assert measured_again([same, turned], tmp_path / "kept")[1] == 2
+    path = same.image_paths[1]
+    path.write_bytes(cv2.imencode(".png", dot_image(POINTS[:4], LEVELS[:4]))[1].tobytes())
+    results, looks = measured_again(toy, tmp_path / "kept")
+    assert looks == 2
+    assert only(results, "i_same")["n_visible1"] == 4
+    path.write_bytes(b"no picture")
+    results, looks = measured_again(toy, tmp_path / "kept")
+    assert looks == 0
+    assert list(results.skipped) == ["i_same"]
+    assert len(results.records) == 1
+
+
+def test_what_is_kept_survives_a_torn_line_but_no_other_code(toy, tmp_path, monkeypatch):
+    plain, _ = measured_again(toy, tmp_path / "kept")
+    (file,) = (tmp_path / "kept" / code_digest()).iterdir()
+    file.write_text(file.read_text()[:-9])
+    results, looks = measured_again(toy, tmp_path / "kept")
+    assert (results, looks) == (plain, 2)
+    assert measured_again(toy, tmp_path / "kept") == (plain, 0)
+    monkeypatch.setattr("superpoint_lib.evaluation.kept.code_digest", lambda: "others")
+    assert measured_again(toy, tmp_path / "kept")[1] == 4
+    assert [folder.name for folder in (tmp_path / "kept").iterdir()] == ["others"]
+
+
+def test_digests_tell_parts_and_weights_apart():
+    assert digest([b"ab", b"c"]) != digest([b"a", b"bc"])
+    torch.manual_seed(0)
+    model = MagicPoint()
+    before = model_digest(model)
+    assert before == model_digest(model)
+    with torch.no_grad():
+        model.encoder[0].conv.weight[0, 0, 0, 0] += 1e-6
+    assert before != model_digest(model)
+
+
+def test_what_does_not_count_as_code_is_not_imported_by_an_evaluation():
+    names = [f"superpoint_lib.{name}" for name in kept_records._NOT_BELOW]
+    assert names
+    code = (
+        "import sys, superpoint_lib.evaluation.hpatches, superpoint_lib.evaluation.mini\n"
+        "import superpoint_lib.evaluation.classical\n"
+        f"assert not set(sys.modules) & set({names!r}), set(sys.modules) & set({names!r})"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -16,10 +16,13 @@ Derived in notebook 06.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -28,6 +31,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from superpoint_lib.evaluation import metrics
+from superpoint_lib.evaluation.kept import KeptRecords, sequence_digest
 from superpoint_lib.evaluation.protocols import (
     PROTOCOLS,
     ProtocolConfig,
@@ -565,6 +569,7 @@ def evaluate(
     sequences: Sequence[HPatchesSequence],
     protocol: str | ProtocolConfig = "rpautrat",
     progress: bool = True,
+    kept: Mapping[str, KeptRecords] = MappingProxyType({}),
 ) -> Results:
     """Measure extractors on sequences: every pair (reference, k) of every sequence.
 
@@ -578,6 +583,8 @@ def evaluate(
         sequences: From ``load_sequences``.
         protocol: Name in ``PROTOCOLS`` or a configuration.
         progress: Show a progress bar.
+        kept: By the name of an extractor, where its records are kept sequence by sequence, and
+            those of an earlier call are found; extractors without are measured anew.
 
     Returns:
         ``Results`` with one record per extractor and pair. A sequence with an unreadable image is
@@ -587,41 +594,46 @@ def evaluate(
         ValueError: An unknown protocol, no extractors, or no sequences left by the protocol.
     """
     config = protocol_config(protocol)
-    kept = [sequence for sequence in sequences if sequence.name not in config.excluded]
-    if not extractors or not kept:
+    measured = [sequence for sequence in sequences if sequence.name not in config.excluded]
+    if not extractors or not measured:
         raise ValueError("evaluate needs at least one extractor and one sequence")
     records: list[Record] = []
     skipped: dict[str, str] = {}
-    with tqdm(total=len(kept) * len(extractors), disable=not progress, unit="sequence") as bar:
-        for sequence in kept:
+    with tqdm(total=len(measured) * len(extractors), disable=not progress, unit="sequence") as bar:
+        for sequence in measured:
             bar.set_postfix_str(sequence.name)
+            images = functools.cache(partial(_read_images, sequence))
+            label = sequence_digest(sequence.image_paths, sequence.homographies) if kept else ""
             try:
-                images = [read_gray(path) for path in sequence.image_paths]
+                for name, extractor in extractors.items():
+                    measure = partial(_sequence_records, name, extractor, sequence, images, config)
+                    records += kept[name].take(label, name, measure) if name in kept else measure()
+                    bar.update()
             except UnreadableImageError as error:
                 skipped[sequence.name] = str(error)
                 bar.update(len(extractors))
-                continue
-            for name, extractor in extractors.items():
-                records += _sequence_records(name, extractor, sequence, images, config)
-                bar.update()
     name = protocol if isinstance(protocol, str) else "custom"
     records.sort(key=lambda record: list(extractors).index(record["extractor"]))
     return Results(name, config, tuple(records), skipped)
+
+
+def _read_images(sequence: HPatchesSequence) -> list[Image]:
+    return [read_gray(path) for path in sequence.image_paths]
 
 
 def _sequence_records(
     name: str,
     extractor: Extractor,
     sequence: HPatchesSequence,
-    images: list[Image],
+    images: Callable[[], list[Image]],
     config: ProtocolConfig,
 ) -> list[Record]:
-    detector_views = [_view(extractor, image, config.detector) for image in images]
+    detector_views = [_view(extractor, image, config.detector) for image in images()]
     shared = config.descriptor == config.detector
     descriptor_views = (
         detector_views
         if shared or detector_views[0].features.descriptors is None
-        else [_view(extractor, image, config.descriptor) for image in images]
+        else [_view(extractor, image, config.descriptor) for image in images()]
     )
     records = []
     for k, H in enumerate(sequence.homographies, start=1):

@@ -1,0 +1,132 @@
+"""Records kept while an evaluation runs: one that was stopped goes on where it was.
+
+What an extractor makes of a sequence depends on both, on the protocol, and on code and machine.
+Each of these is part of the name under which its records are kept, so that what is found under it
+is what would be measured again. Nothing else is asked: another command with the same extractor on
+the same sequences finds them, too.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from superpoint_lib.evaluation.results import Record
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+# Nothing that an evaluation computes comes from these.
+_NOT_BELOW = (
+    "adaptation",
+    "cli",
+    "interop",
+    "pipeline",
+    "plotting",
+    "report",
+    "training",
+    "widgets",
+)
+
+
+class KeptRecords:
+    """The records of one extractor under one protocol, in a file that grows by each sequence.
+
+    What other code has measured in the same folder is dropped.
+
+    Args:
+        folder: where; a folder for the code is made in it, and in that a file of JSON lines.
+        identity: what the records depend on besides sequence, code and the versions of the
+            libraries that compute them; anything JSON can tell.
+    """
+
+    def __init__(self, folder: str | Path, identity: Mapping[str, Any]) -> None:
+        code = Path(folder) / code_digest()
+        for other in code.parent.glob("*"):
+            if other.is_dir() and other != code:
+                shutil.rmtree(other, ignore_errors=True)
+        everything = json.dumps([identity, _versions()], sort_keys=True)
+        self._path = code / f"{digest([everything.encode()])}.jsonl"
+        self._found = dict(_lines(self._path))
+
+    def take(
+        self, sequence: str, extractor: str, measure: Callable[[], list[Record]]
+    ) -> list[Record]:
+        """The records kept of a sequence, or, where there are none, those measured now and kept.
+
+        Args:
+            sequence: its ``sequence_digest``.
+            extractor: the name the records are to bear; they may have been kept under another.
+            measure: gives them.
+        """
+        if sequence not in self._found:
+            self._found[sequence] = measure()
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a", encoding="utf-8") as file:
+                # Before the line, lest it be written behind one that was not written to its end.
+                file.write("\n" + json.dumps([sequence, self._found[sequence]]))
+        return [record | {"extractor": extractor} for record in self._found[sequence]]
+
+
+def sequence_digest(paths: Iterable[Path], homographies: np.ndarray) -> str:
+    """Name a sequence by the name of its folder, the bytes of its images and its homographies.
+
+    Args:
+        paths: of the images, in their order; they may be unreadable as images, but must exist.
+        homographies: (N, 3, 3).
+
+    Returns:
+        Sixteen hexadecimal digits.
+    """
+    images = [part for path in paths for part in (path.parent.name.encode(), path.read_bytes())]
+    return digest([*images, np.ascontiguousarray(homographies).tobytes()])
+
+
+def model_digest(model: torch.nn.Module) -> str:
+    """Name a network by the names and numbers of its weights."""
+    state = model.state_dict()
+    return digest(
+        part
+        for name, tensor in sorted(state.items())
+        for part in (name.encode(), tensor.detach().cpu().contiguous().numpy().tobytes())
+    )
+
+
+@functools.cache
+def code_digest() -> str:
+    """Name the code of this library that an evaluation may run by all its lines."""
+    return digest(
+        path.read_bytes()
+        for path in sorted(_PACKAGE.rglob("*.py"))
+        if path.relative_to(_PACKAGE).with_suffix("").parts[0] not in _NOT_BELOW
+    )
+
+
+def digest(parts: Iterable[bytes]) -> str:
+    """Sixteen hexadecimal digits that no other parts have, nor the same ones divided otherwise."""
+    hashed = hashlib.sha256()
+    for part in parts:
+        hashed.update(len(part).to_bytes(8, "big"))
+        hashed.update(part)
+    return hashed.hexdigest()[:16]
+
+
+def _versions() -> list[str]:
+    return [torch.__version__, cv2.__version__, np.__version__]
+
+
+def _lines(path: Path) -> Iterable[tuple[str, list[Record]]]:
+    """What the file holds; a last line that was not written to its end is left out."""
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            sequence, records = json.loads(line)
+        except ValueError:
+            continue
+        yield sequence, records
