@@ -47,6 +47,8 @@ HPatches  https://github.com/hpatches/hpatches-dataset (full image sequences), t
 
 
 PAIR_EXTRACTORS = ("superpoint", "sift", "orb")
+#: Behind the name of an extractor: with its matches refined.
+REFINED = ":refined"
 SHAPES_DETECTORS = ("magicpoint-synthetic", "magicpoint", "harris", "shi_tomasi", "fast")
 
 
@@ -106,8 +108,9 @@ class EvaluateOptions:
     """Bundled names, weight files, OpenCV's sift, rootsift, orb, fast, harris, shi_tomasi, or
     random; by default superpoint, sift and orb. superpoint@1,1.5 looks at each image at the scales
     1 and 1.5, superpoint@1,1.5,turned at each of them also turned by every quarter,
-    superpoint@1+0.7+0.5 in a pyramid of images made smaller. With --data shapes: not sift,
-    rootsift, orb and random; by default harris, shi_tomasi, fast and both MagicPoints."""
+    superpoint@1+0.7+0.5 in a pyramid of images made smaller. superpoint:refined, sift:refined and
+    so on refine their matches in both images. With --data shapes: not sift, rootsift, orb, random
+    and :refined; by default harris, shi_tomasi, fast and both MagicPoints."""
     data: str = "auto"
     """Folder of HPatches sequences; auto: data/hpatches if there, else the mini benchmark; warped:
     many small warped pairs, to choose between trainings; warped-hard: the same with more blur,
@@ -180,6 +183,9 @@ class MatchOptions(ExtractorOptions):
     """First image."""
     image1: Positional[Path] = tyro.MISSING
     """Second image."""
+    refine: bool = False
+    """Move the matches to where both images agree, to a small part of a pixel, and leave out those
+    that do not: for homographies, poses and panoramas."""
     output: Path = Path("matches.png")
     """The picture to write; its ending chooses the format."""
 
@@ -442,15 +448,42 @@ def _match(arguments: Sequence[str]) -> int:
         features1 = find(image1)
     if features0.descriptors is None:
         raise CommandError(f"{options.weights} has no descriptors: choose a SuperPoint to match")
-    matches, _ = match(features0, features1)
-    figure = plot_matches(image0, image1, features0.keypoints, features1.keypoints, matches)
+    found, _ = match(features0, features1)
+    matches = found.cpu().numpy()
+    keypoints0, keypoints1 = features0.numpy().keypoints, features1.numpy().keypoints
+    told = f"{len(matches)} matches"
+    if options.refine:
+        confirmed = _refine(image0, image1, keypoints0, keypoints1, matches)
+        matches = matches[confirmed]
+        told += f", {len(matches)} of them confirmed and refined"
+    figure = plot_matches(image0, image1, keypoints0, keypoints1, matches)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(options.output, bbox_inches="tight")
     print(
         f"{len(features0)} and {len(features1)} keypoints, computed in {features0.computed_in}, "
-        f"{len(matches)} matches: {options.output}"
+        f"{told}: {options.output}"
     )
     return 0
+
+
+def _refine(
+    image0: np.ndarray,
+    image1: np.ndarray,
+    keypoints0: np.ndarray,
+    keypoints1: np.ndarray,
+    matches: np.ndarray,
+) -> np.ndarray:
+    """Move the second keypoints of matches in place; gives (M,) bool, which are confirmed."""
+    from superpoint_lib.evaluation.metrics import estimate_homography
+    from superpoint_lib.refinement import refine_matches
+
+    points0, points1 = keypoints0[matches[:, 0]], keypoints1[matches[:, 1]]
+    H_0to1, inliers = estimate_homography(points0, points1)
+    if H_0to1 is None:
+        return inliers
+    moved, confirmed = refine_matches(image0, image1, points0, points1, H_0to1)
+    keypoints1[matches[:, 1]] = moved
+    return confirmed
 
 
 def _evaluate(arguments: Sequence[str]) -> int:
@@ -504,6 +537,8 @@ def _kept_records(name: str, precision: Precision, protocol: ProtocolConfig) -> 
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     facts: dict[str, Any] = {"protocol": to_dict(protocol), "machine": machine_name(device)}
+    facts["refined"] = name.endswith(REFINED)
+    name = name.removesuffix(REFINED)
     if name == "random" or name in DETECTORS or name in EXTRACTORS:
         facts["extractor"] = name
     else:
@@ -552,7 +587,7 @@ def _shapes_detector(name: str, precision: Precision) -> Detector:
 
     if name in DETECTORS:
         return DETECTORS[name]
-    if name in EXTRACTORS or name == "random":
+    if name in EXTRACTORS or name == "random" or name.endswith(REFINED):
         raise UsageError(
             f"evaluate: not for --data shapes: {name}; choose bundled names, weight files, "
             f"{', '.join(DETECTORS)}"
@@ -573,8 +608,10 @@ def _shapes_detector(name: str, precision: Precision) -> Detector:
 def _measured(name: str, precision: Precision = "float32") -> Extractor:
     """An extractor by the name of an OpenCV method, or by its weights."""
     from superpoint_lib.evaluation.classical import DETECTORS, EXTRACTORS, classical_extractor
-    from superpoint_lib.evaluation.hpatches import random_extractor, superpoint_extractor
+    from superpoint_lib.evaluation.hpatches import Refined, random_extractor, superpoint_extractor
 
+    if name.endswith(REFINED):
+        return Refined(_measured(name.removesuffix(REFINED), precision))
     if name == "random":
         return random_extractor()
     if name in DETECTORS or name in EXTRACTORS:

@@ -1,6 +1,7 @@
 """The command line, as a user meets it: exit statuses, one-line errors, files written."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -233,6 +234,21 @@ def test_match_draws_a_picture_and_needs_descriptors(project, weights, capsys):
     assert "has no descriptors" in line
 
 
+def test_match_refines_where_there_is_a_homography(project, capsys):
+    from superpoint_lib.datasets import bundled_photos
+
+    photo = np.rint(255 * bundled_photos("benchmark")["camera"]).astype(np.uint8)
+    cv2.imwrite("a.png", photo)
+    cv2.imwrite("b.png", np.roll(photo, 5, axis=1))
+    arguments = ["match", "a.png", "b.png", "--refine", "--output", "out.png"]
+    assert main(list(map(str, arguments))) == 0
+    told = re.search(r"(\d+) matches, (\d+) of them confirmed and refined", capsys.readouterr().out)
+    assert 50 < int(told[2]) <= int(told[1])
+    assert cv2.imread("out.png") is not None
+    assert main(list(map(str, [*arguments, "--max-keypoints", 2]))) == 0
+    assert " matches, 0 of them confirmed" in capsys.readouterr().out  # two make no homography
+
+
 def test_export_writes_an_onnx_file(project, weights, capsys):
     pytest.importorskip("onnxscript")
     arguments = ["export", "--weights", weights["SuperPoint"], "--output", "model.onnx"]
@@ -260,7 +276,7 @@ def test_evaluate_writes_a_table_and_files_with_their_command(project, capsys, m
     assert main([*arguments, "--orders", "3"]) == 0
     kept = json.loads((project / "table.json").read_text())
     assert kept["protocol"]["ransac"]["orders"] == 3
-    looks = ["superpoint@1,1.5", "superpoint@turned", "superpoint@1+0.5"]
+    looks = ["superpoint@1,1.5", "superpoint@turned", "superpoint@1+0.5:refined"]
     assert main(["evaluate", *looks, *arguments[2:]]) == 0
     told = capsys.readouterr().out
     assert all(f"| {name} |" in told for name in looks)
@@ -383,7 +399,7 @@ def test_evaluate_on_shapes_has_defaults_of_its_own(project):
     assert list(json.loads((project / "shapes.json").read_text())["clean"]["detectors"]) == names
 
 
-@pytest.mark.parametrize("name", ["sift", "rootsift", "orb", "random"])
+@pytest.mark.parametrize("name", ["sift", "rootsift", "orb", "random", "fast:refined"])
 def test_evaluate_on_shapes_takes_detectors_only(project, capsys, name):
     line = fails(["evaluate", "harris", name, "--data", "shapes"], capsys, 2)
     assert f"shapes: {name}" in line

@@ -17,6 +17,7 @@ from superpoint_lib.evaluation.hpatches import (
     PROTOCOLS,
     MatchedPair,
     ProtocolConfig,
+    Refined,
     Results,
     TaskConfig,
     compare,
@@ -32,6 +33,7 @@ from superpoint_lib.evaluation.kept import KeptRecords, code_digest, digest, mod
 from superpoint_lib.evaluation.metrics import RansacConfig
 from superpoint_lib.evaluation.results import shortened
 from superpoint_lib.extraction import Features, extract
+from superpoint_lib.geometry import warp_points
 from superpoint_lib.model import MagicPoint, SuperPoint
 from superpoint_lib.multiscale import extract_multiscale
 
@@ -271,6 +273,36 @@ def test_random_keypoints_are_the_floor(warped_photo):
     results = evaluate(extractors, warped_photo, progress=False)
     random, harris = (results.select(name).values("repeatability")[0] for name in extractors)
     assert random < 0.3 < harris
+
+
+def test_refined_matches_are_measured_where_they_lie_then(warped_photo):
+    sift = plain_extractor(EXTRACTORS["sift"])
+    extractors = {"sift": sift, "refined": Refined(sift)}
+    results = evaluate(extractors, warped_photo, progress=False)
+    plain, refined = (only(results.select(name), "v_photo") for name in extractors)
+    assert refined["corner_error"] < plain["corner_error"] / 2
+    assert refined["correct_matches@1"] > plain["correct_matches@1"] + 0.03
+    assert 0.5 * plain["n_matches"] < refined["n_matches"] < plain["n_matches"]
+    same = ("repeatability", "localization_error", "n_keypoints0", "n_keypoints1")
+    assert [refined[key] for key in same] == [plain[key] for key in same]
+    pair = inspect_pair(extractors["refined"], warped_photo[0], 2)
+    assert len(pair.matches) == len(pair.errors) == len(pair.similarity) == refined["n_matches"]
+    assert shortened(pair.corner_error) == refined["corner_error"]
+    ends = pair.keypoints0[pair.matches[:, 0]], pair.keypoints1[pair.matches[:, 1]]
+    off = np.linalg.norm(warp_points(ends[0], pair.H_0to1) - ends[1], axis=1)
+    assert np.allclose(off, pair.errors)
+
+
+def test_without_a_homography_there_is_nothing_to_refine_by(tmp_path):
+    image = dot_image(POINTS[:3], LEVELS[:3])
+    write_sequence(tmp_path, "i_few", [image, image], [np.eye(3)])
+    sequences = load_sequences(tmp_path)
+    plain, refined = (
+        only(evaluate({"dots": extractor}, sequences, TOY, progress=False), "i_few")
+        for extractor in (dots, Refined(dots))
+    )
+    assert refined == plain
+    assert refined["corner_error"] == math.inf
 
 
 # --- extractors ---

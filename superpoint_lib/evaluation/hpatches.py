@@ -61,6 +61,7 @@ from superpoint_lib.geometry import (
 from superpoint_lib.model import Precision
 from superpoint_lib.multiscale import extract_multiscale
 from superpoint_lib.paths import UnreadableImageError, list_images, read_gray
+from superpoint_lib.refinement import refine_matches
 
 Image = NDArray[np.float32]
 Homography = NDArray[np.float64]
@@ -79,6 +80,7 @@ __all__ = [
     "HPatchesSequence",
     "MatchedPair",
     "ProtocolConfig",
+    "Refined",
     "Results",
     "TaskConfig",
     "compare",
@@ -256,6 +258,21 @@ def _extract_with_boxes(
     return Features(keypoints, kept.keypoint_scores, descriptors, kept.image_size, computed_in)
 
 
+@dataclass(frozen=True)
+class Refined:
+    """An extractor whose matches are refined in both images (``refine_matches``).
+
+    Unconfirmed matches are left out, and the others measured where they lie then; of its detector
+    nothing changes. The rough homography is RANSAC's from all matches.
+    """
+
+    extractor: Extractor
+
+    def __call__(self, image: Image, task: TaskConfig) -> Features:
+        """What the extractor finds."""
+        return self.extractor(image, task)
+
+
 def plain_extractor(function: Callable[[Image], Features], suppress: bool = False) -> Extractor:
     """Let any ``image -> Features`` function take part, such as OpenCV's extractors.
 
@@ -431,7 +448,8 @@ def inspect_pair(
     view0, view1 = (_view(extractor, read_gray(path), config.descriptor) for path in paths)
     if view0.features.descriptors is None:
         raise ValueError("this extractor gives no descriptors: there are no matches to inspect")
-    return _match_pair(view0, view1, sequence.homographies[pair - 2], config)
+    refined = isinstance(extractor, Refined)
+    return _match_pair(view0, view1, sequence.homographies[pair - 2], config, refined)
 
 
 def corner_errors(pair: MatchedPair, ransac: metrics.RansacConfig) -> list[float]:
@@ -505,13 +523,19 @@ def _detector_record(
 
 
 def _match_pair(
-    view0: View, view1: View, H_files: Homography, protocol: ProtocolConfig
+    view0: View, view1: View, H_files: Homography, protocol: ProtocolConfig, refined: bool
 ) -> MatchedPair:
     features0, features1, H = _select_pair(view0, view1, H_files, protocol.descriptor)
     found, similarity = (tensor.cpu().numpy() for tensor in match(features0, features1))
     keypoints0, keypoints1 = _points(features0), _points(features1)
     points0, points1 = keypoints0[found[:, 0]], keypoints1[found[:, 1]]
     estimate, inliers = metrics.estimate_homography(points0, points1, protocol.ransac)
+    if refined and estimate is not None:
+        moved, confirmed = refine_matches(view0.image, view1.image, points0, points1, estimate)
+        keypoints1[found[:, 1]] = moved
+        found, similarity = found[confirmed], similarity[confirmed]
+        points0, points1 = points0[confirmed], moved[confirmed]
+        estimate, inliers = metrics.estimate_homography(points0, points1, protocol.ransac)
     return MatchedPair(
         view0.image,
         view1.image,
@@ -635,12 +659,13 @@ def _sequence_records(
         if shared or detector_views[0].features.descriptors is None
         else [_view(extractor, image, config.descriptor) for image in images()]
     )
+    refined = isinstance(extractor, Refined)
     records = []
     for k, H in enumerate(sequence.homographies, start=1):
         record: Record = dict(zip(KEYS, (name, sequence.name, sequence.split, k + 1), strict=True))
         record |= _detector_record(detector_views[0], detector_views[k], H, config)
         if descriptor_views[0].features.descriptors is not None:
-            pair = _match_pair(descriptor_views[0], descriptor_views[k], H, config)
+            pair = _match_pair(descriptor_views[0], descriptor_views[k], H, config, refined)
             record |= _descriptor_record(pair, config)
         records.append({key: shortened(value) for key, value in record.items()})
     return records

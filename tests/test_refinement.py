@@ -1,0 +1,150 @@
+"""Matches moved to where two pictures agree: known warps must be recovered."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from superpoint_lib import SuperPoint, extract, match
+from superpoint_lib.datasets import bundled_photos
+from superpoint_lib.evaluation.metrics import estimate_homography
+from superpoint_lib.geometry import mean_corner_error, warp_image, warp_points
+from superpoint_lib.refinement import refine_matches
+
+torch.set_num_threads(1)
+
+# A turn of some 20 degrees, smaller by a fifth, a little foreshortened.
+H_0to1 = np.array([[0.75, -0.27, 40.0], [0.27, 0.75, -10.0], [1e-4, 5e-5, 1.0]])
+
+
+@pytest.fixture(scope="module")
+def texture():
+    """Smooth random gray levels, (240, 320) float32 in [0, 1]."""
+    noise = np.random.default_rng(0).random((240, 320)).astype(np.float32)
+    smooth = cv2.GaussianBlur(noise, (0, 0), 2.5)
+    return (smooth - smooth.min()) / (smooth.max() - smooth.min())
+
+
+def scattered(count=200, seed=0):
+    """Points of the middle of the picture, and errors of up to a pixel and a half."""
+    rng = np.random.default_rng(seed)
+    return rng.uniform((60, 60), (260, 180), (count, 2)), rng.uniform(-1.5, 1.5, (count, 2))
+
+
+def test_a_shift_by_parts_of_a_pixel_is_found(texture):
+    H = np.array([[1, 0, 0.3], [0, 1, -0.7], [0, 0, 1.0]])
+    points, errors = scattered()
+    moved, confirmed = refine_matches(
+        texture, warp_image(texture, H, padding="border"), points, points + errors, np.eye(3)
+    )
+    assert confirmed.all()
+    assert np.abs(moved - (points + np.array([0.3, -0.7]))).max() < 0.05
+
+
+@pytest.mark.parametrize("window", [11, 21, 31])
+def test_points_come_to_lie_where_the_homography_has_them(texture, window):
+    points, errors = scattered()
+    true = warp_points(points, H_0to1)
+    rough = H_0to1 + np.array([[0.004, 0, 1], [0, -0.004, 1], [0, 0, 0]])
+    image1 = warp_image(texture, H_0to1, padding="border")
+    inside = (true > 12).all(1) & (true < [307, 227]).all(1)
+    moved, confirmed = refine_matches(
+        texture, image1, points[inside], (true + errors)[inside], rough, window
+    )
+    assert inside.sum() > 150
+    assert confirmed.mean() > 0.95
+    off = np.linalg.norm(moved - true[inside], axis=1)[confirmed]
+    assert np.median(off) < 0.05
+    assert np.quantile(off, 0.95) < 0.2
+
+
+def test_the_light_may_change(texture):
+    points, errors = scattered()
+    darker = 0.1 + 0.4 * texture**2
+    darker[:, 160:] *= 0.6
+    moved, confirmed = refine_matches(texture, darker, points, points + errors, np.eye(3))
+    assert confirmed.mean() > 0.85
+    assert np.median(np.linalg.norm(moved - points, axis=1)[confirmed]) < 0.15
+
+
+def test_wrong_matches_are_not_confirmed_and_stay(texture):
+    points, _ = scattered()
+    elsewhere = np.roll(points, 1, axis=0)
+    apart = np.linalg.norm(points - elsewhere, axis=1) > 30
+    moved, confirmed = refine_matches(texture, texture, points, elsewhere, np.eye(3))
+    assert confirmed[apart].mean() < 0.2
+    assert np.array_equal(moved[~confirmed], elsewhere[~confirmed])
+    near, far = points + np.array([3.0, 0]), points + np.array([5.0, 0])
+    assert refine_matches(texture, texture, points, near, np.eye(3), reach=4)[1].mean() > 0.9
+    assert not refine_matches(texture, texture, points, far, np.eye(3), reach=4)[1].any()
+
+
+def test_where_there_is_nothing_to_see_nothing_is_confirmed():
+    flat = np.full((64, 64), 0.5, np.float32)
+    points = np.full((3, 2), 30.0)
+    moved, confirmed = refine_matches(flat, flat, points, points, np.eye(3))
+    assert not confirmed.any()
+    assert np.array_equal(moved, points)
+
+
+def test_no_points_and_points_at_infinity(texture):
+    none = np.zeros((0, 2))
+    moved, confirmed = refine_matches(texture, texture, none, none, np.eye(3))
+    assert (moved.shape, confirmed.shape) == ((0, 2), (0,))
+    lost = np.array([[np.nan, 5.0], [100, 100]])
+    moved, confirmed = refine_matches(texture, texture, lost, lost, np.eye(3))
+    assert confirmed.tolist() == [False, True]
+    assert np.abs(moved[1] - 100).max() < 1e-3
+
+
+def test_images_are_those_that_extract_takes(texture):
+    points, errors = scattered(20)
+    given = points + errors
+    expected = refine_matches(texture, texture, points, given, np.eye(3))
+    gray = np.rint(texture * 255).astype(np.uint8)
+    for image in (np.dstack([gray] * 3), torch.from_numpy(gray)[None], gray):
+        ends = (torch.from_numpy(points), torch.from_numpy(given).float(), torch.eye(3))
+        moved, confirmed = refine_matches(image, image, *ends)
+        assert np.array_equal(confirmed, expected[1])
+        assert np.abs(moved - expected[0]).max() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"points1": np.zeros((4, 2))}, "points0 and points1"),
+        ({"H_0to1": np.eye(2)}, r"H_0to1 \(3, 3\)"),
+        ({"H_0to1": np.zeros((3, 3))}, "homography is zero"),
+        ({"window": 20}, "window must be odd"),
+        ({"image0": np.zeros((2, 1, 64, 64), np.float32)}, "batch of 2"),
+        ({"image1": np.zeros((8, 8), np.float32)}, "too small"),
+    ],
+)
+def test_what_does_not_fit_is_named(texture, change, message):
+    arguments = {
+        "image0": texture,
+        "image1": texture,
+        "points0": np.ones((3, 2)),
+        "points1": np.ones((3, 2)),
+        "H_0to1": np.eye(3),
+    }
+    with pytest.raises(ValueError, match=message):
+        refine_matches(**(arguments | change))
+
+
+def test_the_homography_of_a_photograph_becomes_more_exact():
+    image0 = bundled_photos("benchmark")["camera"]
+    image1 = warp_image(image0, H_0to1)
+    model = SuperPoint.from_pretrained("superpoint").eval()
+    features = [extract(model, image, precision="float32") for image in (image0, image1)]
+    matches = match(*features)[0].numpy()
+    points0, points1 = (
+        one.keypoints.numpy()[matches[:, side]] for side, one in enumerate(features)
+    )
+    rough, _ = estimate_homography(points0, points1)
+    moved, confirmed = refine_matches(image0, image1, points0, points1, rough)
+    fine, _ = estimate_homography(points0[confirmed], moved[confirmed])
+    before, after = (mean_corner_error(H, H_0to1, *image0.shape) for H in (rough, fine))
+    assert confirmed.mean() > 0.5
+    assert after < 0.1
+    assert after < before / 3
