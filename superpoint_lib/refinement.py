@@ -134,7 +134,9 @@ def _contrast(image: NDArray[np.float32]) -> NDArray[np.uint8]:
     Eight bits, 128 where it is no different, 40 for each deviation: what OpenCV's flow takes.
     """
     difference = image - cv2.stackBlur(image, _NEIGHBOURHOOD)
-    deviation = np.sqrt(cv2.stackBlur(difference * difference, _NEIGHBOURHOOD))
+    # Its running sums may end a little below zero where nothing differs.
+    variance = cv2.stackBlur(difference * difference, _NEIGHBOURHOOD).clip(min=0)
+    deviation = np.sqrt(variance)
     return np.clip(np.rint(128 + 40 * difference / (deviation + _FAINT)), 0, 255).astype(np.uint8)
 
 

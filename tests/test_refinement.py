@@ -9,7 +9,7 @@ from superpoint_lib import SuperPoint, extract, match
 from superpoint_lib.datasets import bundled_photos
 from superpoint_lib.evaluation.metrics import estimate_homography
 from superpoint_lib.geometry import mean_corner_error, warp_image, warp_points
-from superpoint_lib.refinement import refine_matches
+from superpoint_lib.refinement import _contrast, refine_matches
 
 torch.set_num_threads(1)
 
@@ -77,6 +77,15 @@ def test_wrong_matches_are_not_confirmed_and_stay(texture):
     near, far = points + np.array([3.0, 0]), points + np.array([5.0, 0])
     assert refine_matches(texture, texture, points, near, np.eye(3), reach=4)[1].mean() > 0.9
     assert not refine_matches(texture, texture, points, far, np.eye(3), reach=4)[1].any()
+
+
+def test_flat_parts_beside_textured_ones_have_no_contrast():
+    image = np.random.default_rng(0).random((200, 900)).astype(np.float32)
+    image[:, 300:] = 0.7
+    with np.errstate(all="raise"):
+        contrast = _contrast(image)
+    assert contrast[:, :300].std() > 20
+    assert (contrast[:, 350:] == 128).all()
 
 
 def test_where_there_is_nothing_to_see_nothing_is_confirmed():
