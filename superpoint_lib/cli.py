@@ -8,6 +8,7 @@ line and exits with 1, a wrong usage with 2; ``SUPERPOINT_TRACEBACK=1`` shows wh
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 import os
@@ -16,6 +17,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, make_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
 
@@ -490,7 +492,7 @@ def _evaluate(arguments: Sequence[str]) -> int:
     options = _parse(EvaluateOptions, "evaluate", arguments)
     if options.data == "shapes":
         return _evaluate_on_shapes(options, shlex.join(["superpoint", "evaluate", *arguments]))
-    from superpoint_lib.evaluation.hpatches import evaluate, load_sequences
+    from superpoint_lib.evaluation.hpatches import Refined, evaluate, load_sequences
     from superpoint_lib.evaluation.mini import benchmark_folder
     from superpoint_lib.evaluation.protocols import protocol_config
 
@@ -502,7 +504,14 @@ def _evaluate(arguments: Sequence[str]) -> int:
     ordered = replace(config, ransac=replace(config.ransac, orders=options.orders))
     folder = benchmark_folder(options.data)
     sequences = load_sequences(folder)
-    extractors = {name: _measured(name, options.precision) for name in names}
+    # One for both names of an extractor, with and without refined matches: it looks once for both.
+    measured = functools.cache(partial(_measured, precision=options.precision))
+    extractors = {
+        name: Refined(measured(name.removesuffix(REFINED)))
+        if name.endswith(REFINED)
+        else measured(name)
+        for name in names
+    }
     kept = {
         name: _kept_records(name, options.precision, ordered) for name in names if options.resume
     }
@@ -608,10 +617,8 @@ def _shapes_detector(name: str, precision: Precision) -> Detector:
 def _measured(name: str, precision: Precision = "float32") -> Extractor:
     """An extractor by the name of an OpenCV method, or by its weights."""
     from superpoint_lib.evaluation.classical import DETECTORS, EXTRACTORS, classical_extractor
-    from superpoint_lib.evaluation.hpatches import Refined, random_extractor, superpoint_extractor
+    from superpoint_lib.evaluation.hpatches import random_extractor, superpoint_extractor
 
-    if name.endswith(REFINED):
-        return Refined(_measured(name.removesuffix(REFINED), precision))
     if name == "random":
         return random_extractor()
     if name in DETECTORS or name in EXTRACTORS:

@@ -325,6 +325,15 @@ def test_each_image_is_extracted_once_per_size(tmp_path):
     assert sorted(sizes) == [(240, 320)] * 4 + [(480, 640)] * 4
 
 
+def test_an_extractor_and_its_refined_self_look_once(tmp_path):
+    write_sequence(tmp_path, "i_a", [dot_image(POINTS, LEVELS)] * 3, [np.eye(3)] * 2)
+    watched = Watched()
+    extractors = {"dots": watched, "refined": Refined(watched), "others": Watched()}
+    results = evaluate(extractors, load_sequences(tmp_path), TOY, progress=False)
+    assert (watched.looks, extractors["others"].looks) == (3, 3)
+    assert len(results.records) == 6
+
+
 def test_suppression_keeps_the_best_and_never_rounds():
     keypoints = torch.tensor([[10.4, 10.4], [12.3, 10.0], [30.2, 9.7], [30.3, 9.6]])
     features = Features(keypoints, torch.tensor([0.2, 0.9, 0.5, 0.4]), None, (40, 60))

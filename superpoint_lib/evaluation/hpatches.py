@@ -626,11 +626,11 @@ def evaluate(
     with tqdm(total=len(measured) * len(extractors), disable=not progress, unit="sequence") as bar:
         for sequence in measured:
             bar.set_postfix_str(sequence.name)
-            images = functools.cache(partial(_read_images, sequence))
+            views = _Views(sequence)
             label = sequence_digest(sequence.image_paths, sequence.homographies) if kept else ""
             try:
                 for name, extractor in extractors.items():
-                    measure = partial(_sequence_records, name, extractor, sequence, images, config)
+                    measure = partial(_sequence_records, name, extractor, sequence, views, config)
                     records += kept[name].take(label, name, measure) if name in kept else measure()
                     bar.update()
             except UnreadableImageError as error:
@@ -641,30 +641,45 @@ def evaluate(
     return Results(name, config, tuple(records), skipped)
 
 
-def _read_images(sequence: HPatchesSequence) -> list[Image]:
-    return [read_gray(path) for path in sequence.image_paths]
+class _Views:
+    """The images of a sequence as extractors see them, each looked at once.
+
+    An extractor and its ``Refined`` see the same.
+    """
+
+    def __init__(self, sequence: HPatchesSequence) -> None:
+        self._sequence = sequence
+        self._seen: dict[tuple[int, TaskConfig], list[View]] = {}
+
+    @functools.cached_property
+    def _images(self) -> list[Image]:
+        return [read_gray(path) for path in self._sequence.image_paths]
+
+    def of(self, extractor: Extractor, task: TaskConfig) -> list[View]:
+        plain = extractor.extractor if isinstance(extractor, Refined) else extractor
+        key = id(plain), task
+        if key not in self._seen:
+            self._seen[key] = [_view(plain, image, task) for image in self._images]
+        return self._seen[key]
 
 
 def _sequence_records(
     name: str,
     extractor: Extractor,
     sequence: HPatchesSequence,
-    images: Callable[[], list[Image]],
+    views: _Views,
     config: ProtocolConfig,
 ) -> list[Record]:
-    detector_views = [_view(extractor, image, config.detector) for image in images()]
-    shared = config.descriptor == config.detector
-    descriptor_views = (
-        detector_views
-        if shared or detector_views[0].features.descriptors is None
-        else [_view(extractor, image, config.descriptor) for image in images()]
-    )
+    detector_views = views.of(extractor, config.detector)
+    has_descriptors = detector_views[0].features.descriptors is not None
+    # A detector alone need not be looked at with the knobs of descriptors.
+    descriptor_views = views.of(extractor, config.descriptor) if has_descriptors else detector_views
     refined = isinstance(extractor, Refined)
     records = []
     for k, H in enumerate(sequence.homographies, start=1):
         record: Record = dict(zip(KEYS, (name, sequence.name, sequence.split, k + 1), strict=True))
         record |= _detector_record(detector_views[0], detector_views[k], H, config)
-        if descriptor_views[0].features.descriptors is not None:
+        if has_descriptors:
             pair = _match_pair(descriptor_views[0], descriptor_views[k], H, config, refined)
             record |= _descriptor_record(pair, config)
         records.append({key: shortened(value) for key, value in record.items()})
