@@ -10,12 +10,14 @@ from PIL import Image
 
 from superpoint_lib import Features, SuperPoint, extract, match
 from superpoint_lib.datasets import motorcycle_pair
+from superpoint_lib.evaluation.results import Results
 from superpoint_lib.geometry import resize_and_crop, warp_points
 from superpoint_lib.multiscale import extract_multiscale
 from superpoint_lib.paths import figures_dir, results_dir
 from superpoint_lib.plotting import (
     MatchedPair,
     Picture,
+    plot_curves,
     plot_matches,
     plot_pairs,
     render_grid,
@@ -62,6 +64,18 @@ def draw_pyramid() -> None:
     figure.savefig(figures_dir() / "pyramid.jpg", dpi=100, bbox_inches="tight")
 
 
+def draw_homographies() -> None:
+    """How many homographies of real photographs are right to so many pixels."""
+    results = Results.load(results_dir() / "hpatches_like.json")
+    errors = np.linspace(0, 5, 101)
+    names = ("superpoint:refined", "superpoint", "sift:refined", "sift")
+    curves = {name: (errors, results.curve(name, errors.tolist())) for name in names}
+    axes = ("corners of the homography off by at most (px)", "share of pairs")
+    figure = plot_curves(curves, *axes, markers=False, width=6.5, height=2.8)
+    figure.axes[0].set(xlim=(0, 5), ylim=(0, 1))
+    write_chart("homographies.png", figure)
+
+
 def draw_shapes() -> None:
     """Two pictures of each primitive, with their keypoints, as at the top of notebook 01."""
     rng = np.random.default_rng(5)
@@ -98,6 +112,7 @@ def write_chart(name: str, figure: Picture) -> None:
 if __name__ == "__main__":
     draw_matches()
     draw_pyramid()
+    draw_homographies()
     draw_shapes()
     draw_growth()
     draw_profile()

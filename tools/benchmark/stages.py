@@ -262,6 +262,26 @@ def matching() -> list[Row]:
     return rows
 
 
+def refinement() -> list[Row]:
+    """Matches moved to where both pictures agree, against one look at one of the pictures."""
+    from superpoint_lib.refinement import refine_matches
+
+    model = SuperPoint.from_pretrained("superpoint").to(DEVICE)
+    image0 = picture_batch(1, 480, 640)
+    image1 = image0.roll(5, dims=-1)
+    features0, features1 = extract(model, image0[0]), extract(model, image1[0])
+    assert isinstance(features0, Features) and isinstance(features1, Features)
+    matches, _ = match(features0, features1)
+    ends = features0.keypoints[matches[:, 0]], features1.keypoints[matches[:, 1]]
+    works: dict[str, Work] = {
+        "look": partial(extract, model, image0),
+        "refine": partial(refine_matches, image0, image1, *ends, np.eye(3)),
+    }
+    times = in_turns(works, 9)
+    share = ratio(times, "refine", "look")
+    return [plain(f"{len(matches)} matches: of the time of one look", share)]
+
+
 def evaluation() -> list[Row]:
     """The mini benchmark: what is neither network nor RANSAC."""
     from superpoint_lib.evaluation import hpatches, metrics
@@ -357,6 +377,7 @@ STAGES: dict[str, Callable[[], list[Row]]] = {
         adaptation,
         extraction,
         matching,
+        refinement,
         evaluation,
         start,
         widgets,
