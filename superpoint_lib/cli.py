@@ -190,6 +190,8 @@ class MatchOptions(ExtractorOptions):
     that do not: for homographies, poses and panoramas."""
     output: Path = Path("matches.png")
     """The picture to write; its ending chooses the format."""
+    table: Path | None = None
+    """A .csv to write besides: x0, y0, x1, y1 in pixels and the similarity of every match."""
 
 
 @dataclass(frozen=True)
@@ -438,8 +440,10 @@ def _naming(path: Path) -> Iterator[None]:
 
 def _match(arguments: Sequence[str]) -> int:
     options = _parse(MatchOptions, "match", arguments)
+    import numpy as np
+
     from superpoint_lib.extraction import match
-    from superpoint_lib.paths import read_gray
+    from superpoint_lib.paths import read_gray, write_text
     from superpoint_lib.plotting import plot_matches
 
     find = _extractor(options)
@@ -450,20 +454,23 @@ def _match(arguments: Sequence[str]) -> int:
         features1 = find(image1)
     if features0.descriptors is None:
         raise CommandError(f"{options.weights} has no descriptors: choose a SuperPoint to match")
-    found, _ = match(features0, features1)
-    matches = found.cpu().numpy()
+    matches, similarity = (tensor.cpu().numpy() for tensor in match(features0, features1))
     keypoints0, keypoints1 = features0.numpy().keypoints, features1.numpy().keypoints
     told = f"{len(matches)} matches"
     if options.refine:
         confirmed = _refine(image0, image1, keypoints0, keypoints1, matches)
-        matches = matches[confirmed]
+        matches, similarity = matches[confirmed], similarity[confirmed]
         told += f", {len(matches)} of them confirmed and refined"
     figure = plot_matches(image0, image1, keypoints0, keypoints1, matches)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(options.output, bbox_inches="tight")
+    if options.table:
+        ends = np.column_stack([keypoints0[matches[:, 0]], keypoints1[matches[:, 1]], similarity])
+        lines = ["x0,y0,x1,y1,similarity", *(",".join(f"{v:.6g}" for v in row) for row in ends)]
+        write_text(options.table, "\n".join([*lines, ""]))
     print(
         f"{len(features0)} and {len(features1)} keypoints, computed in {features0.computed_in}, "
-        f"{told}: {options.output}"
+        f"{told}: {options.output}{f' and {options.table}' if options.table else ''}"
     )
     return 0
 

@@ -240,13 +240,19 @@ def test_match_refines_where_there_is_a_homography(project, capsys):
     photo = np.rint(255 * bundled_photos("benchmark")["camera"]).astype(np.uint8)
     cv2.imwrite("a.png", photo)
     cv2.imwrite("b.png", np.roll(photo, 5, axis=1))
-    arguments = ["match", "a.png", "b.png", "--refine", "--output", "out.png"]
+    arguments = ["match", "a.png", "b.png", "--refine", "--output", "out.png", "--table", "out.csv"]
     assert main(list(map(str, arguments))) == 0
     told = re.search(r"(\d+) matches, (\d+) of them confirmed and refined", capsys.readouterr().out)
     assert 50 < int(told[2]) <= int(told[1])
     assert cv2.imread("out.png") is not None
+    head, *rows = (project / "out.csv").read_text().splitlines()
+    assert (head, len(rows)) == ("x0,y0,x1,y1,similarity", int(told[2]))
+    x0, y0, x1, y1, similarity = np.loadtxt(rows, delimiter=",").T
+    assert np.median(np.hypot(x1 - x0 - 5, y1 - y0)) < 0.01
+    assert ((similarity > 0.5) & (similarity < 1.001)).all()
     assert main(list(map(str, [*arguments, "--max-keypoints", 2]))) == 0
     assert " matches, 0 of them confirmed" in capsys.readouterr().out  # two make no homography
+    assert (project / "out.csv").read_text() == f"{head}\n"
 
 
 def test_export_writes_an_onnx_file(project, weights, capsys):
