@@ -63,11 +63,12 @@ def refine_matches(
 
     Returns:
         (M, 2) float64, the ends in image 1, those of unconfirmed matches as they were; and (M,)
-        bool, which are confirmed.
+        bool, which are confirmed: none by a homography that cannot be inverted, and none whose ends
+        do not both lie in the frame of image 0.
 
     Raises:
-        ValueError: shapes that do not fit together, an even window, images as in ``extract``, more
-            than one of them, or a homography that cannot be inverted.
+        ValueError: shapes that do not fit together, an even window, images as in ``extract``, or
+            more than one of them.
 
     Source: Lucas and Kanade, An Iterative Image Registration Technique (1981), in Bouguet's coarse
     to fine form, ``cv2.calcOpticalFlowPyrLK``; there and back: Kalal et al., Forward-Backward Error
@@ -82,22 +83,25 @@ def refine_matches(
         )
     if window < 3 or window % 2 == 0:
         raise ValueError(f"window must be odd, and 3 or more, got {window}")
-    H_1to0 = invert_homographies(H)
+    moved, confirmed = second.copy(), np.zeros(len(first), bool)
+    try:
+        H_1to0 = invert_homographies(H)
+    except ValueError:  # RANSAC on few matches may give one that folds the image to a line
+        return moved, confirmed
     aligned = warp_image(gray1, H_1to0, gray0.shape, padding="border")
     start = warp_points(second, H_1to0)
-    known = np.isfinite(first).all(axis=1) & np.isfinite(start).all(axis=1)
-    moved, confirmed = second.copy(), np.zeros(len(first), bool)
-    if not known.any():
+    seen = _inside(first, gray0.shape) & _inside(start, gray0.shape)
+    if not seen.any():
         return moved, confirmed
     there, back, found = _there_and_back(
-        _contrast(gray0), _contrast(aligned), first[known], start[known], window
+        _contrast(gray0), _contrast(aligned), first[seen], start[seen], window
     )
-    confirmed[known] = (
+    confirmed[seen] = (
         found
-        & (np.linalg.norm(back - first[known], axis=1) <= tolerance)
-        & (np.linalg.norm(there - start[known], axis=1) <= reach)
+        & (np.linalg.norm(back - first[seen], axis=1) <= tolerance)
+        & (np.linalg.norm(there - start[seen], axis=1) <= reach)
     )
-    moved[confirmed] = warp_points(there, H)[confirmed[known]]
+    moved[confirmed] = warp_points(there, H)[confirmed[seen]]
     return moved, confirmed
 
 
@@ -126,6 +130,12 @@ def _there_and_back(
     back, found_back, _ = cv2.calcOpticalFlowPyrLK(image1, image0, there, ends0.copy(), **options)
     both = np.logical_and(found, found_back).ravel()
     return np.asarray(there, np.float64)[:, 0], np.asarray(back, np.float64)[:, 0], both
+
+
+def _inside(points: NDArray[np.float64], size: tuple[int, ...]) -> NDArray[np.bool_]:
+    """(M,) bool; points that are nowhere are not inside."""
+    height, width = size
+    return ((points >= 0) & (points <= (width - 1, height - 1))).all(axis=1)
 
 
 def _contrast(image: NDArray[np.float32]) -> NDArray[np.uint8]:

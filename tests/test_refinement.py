@@ -100,10 +100,19 @@ def test_no_points_and_points_at_infinity(texture):
     none = np.zeros((0, 2))
     moved, confirmed = refine_matches(texture, texture, none, none, np.eye(3))
     assert (moved.shape, confirmed.shape) == ((0, 2), (0,))
-    lost = np.array([[np.nan, 5.0], [100, 100]])
+    lost = np.array([[np.nan, 5.0], [100, 100], [1e30, 10], [-np.inf, 10], [320, 240]])
     moved, confirmed = refine_matches(texture, texture, lost, lost, np.eye(3))
-    assert confirmed.tolist() == [False, True]
+    assert confirmed.tolist() == [False, True, False, False, False]
     assert np.abs(moved[1] - 100).max() < 1e-3
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+def test_a_homography_that_cannot_be_inverted_confirms_nothing(texture, scale):
+    flat = scale * np.array([[1, 2, 3], [2, 4, 6], [0, 0, 1.0]])
+    points, _ = scattered(20)
+    moved, confirmed = refine_matches(texture, texture, points, points, flat)
+    assert not confirmed.any()
+    assert np.array_equal(moved, points)
 
 
 def test_images_are_those_that_extract_takes(texture):
@@ -123,7 +132,6 @@ def test_images_are_those_that_extract_takes(texture):
     [
         ({"points1": np.zeros((4, 2))}, "points0 and points1"),
         ({"H_0to1": np.eye(2)}, r"H_0to1 \(3, 3\)"),
-        ({"H_0to1": np.zeros((3, 3))}, "homography is zero"),
         ({"window": 20}, "window must be odd"),
         ({"image0": np.zeros((2, 1, 64, 64), np.float32)}, "batch of 2"),
         ({"image1": np.zeros((8, 8), np.float32)}, "too small"),
