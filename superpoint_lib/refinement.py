@@ -89,7 +89,8 @@ def refine_matches(
     except ValueError:  # RANSAC on few matches may give one that folds the image to a line
         return moved, confirmed
     aligned = warp_image(gray1, H_1to0, gray0.shape, padding="border")
-    start = warp_points(second, H_1to0)
+    start, somewhere = np.full_like(second, np.inf), np.isfinite(second).all(axis=1)
+    start[somewhere] = warp_points(second[somewhere], H_1to0)
     seen = _inside(first, gray0.shape) & _inside(start, gray0.shape)
     if not seen.any():
         return moved, confirmed
@@ -135,7 +136,8 @@ def _there_and_back(
 def _inside(points: NDArray[np.float64], size: tuple[int, ...]) -> NDArray[np.bool_]:
     """(M,) bool; points that are nowhere are not inside."""
     height, width = size
-    return ((points >= 0) & (points <= (width - 1, height - 1))).all(axis=1)
+    inside = (points >= 0) & (points <= np.array([width - 1, height - 1]))
+    return np.logical_and(inside[:, 0], inside[:, 1])
 
 
 def _contrast(image: NDArray[np.float32]) -> NDArray[np.uint8]:
