@@ -8,7 +8,6 @@ line and exits with 1, a wrong usage with 2; ``SUPERPOINT_TRACEBACK=1`` shows wh
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import logging
 import os
@@ -17,9 +16,8 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, make_dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, TypeVar
 
 import tyro
 from tyro.conf import Positional
@@ -134,7 +132,8 @@ class EvaluateOptions:
     figures everywhere, up to rounding."""
     resume: bool = True
     """Take what was measured before of the same weights and images by the same code, of a command
-    that was stopped, or of another; it is kept in runs/evaluated. Not for shapes."""
+    that was stopped, or of another; it is kept in runs/evaluated. --no-resume neither takes nor
+    keeps. Not for shapes."""
     output: Path = Path("runs/evaluation.json")
     """Where the results go: this file, and a table of all pairs beside it (.csv)."""
 
@@ -442,6 +441,7 @@ def _match(arguments: Sequence[str]) -> int:
     options = _parse(MatchOptions, "match", arguments)
     import numpy as np
 
+    from superpoint_lib.evaluation.hpatches import refine_by_ransac
     from superpoint_lib.extraction import match
     from superpoint_lib.paths import read_gray, write_text
     from superpoint_lib.plotting import plot_matches
@@ -458,41 +458,24 @@ def _match(arguments: Sequence[str]) -> int:
     keypoints0, keypoints1 = features0.numpy().keypoints, features1.numpy().keypoints
     told = f"{len(matches)} matches"
     if options.refine:
-        confirmed = _refine(image0, image1, keypoints0, keypoints1, matches)
+        ends = keypoints0[matches[:, 0]], keypoints1[matches[:, 1]]
+        moved, confirmed = refine_by_ransac(image0, image1, *ends)
+        keypoints1 = keypoints1.astype(np.float64)
+        keypoints1[matches[:, 1]] = moved
         matches, similarity = matches[confirmed], similarity[confirmed]
         told += f", {len(matches)} of them confirmed and refined"
     figure = plot_matches(image0, image1, keypoints0, keypoints1, matches)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(options.output, bbox_inches="tight")
     if options.table:
-        ends = np.column_stack([keypoints0[matches[:, 0]], keypoints1[matches[:, 1]], similarity])
-        lines = ["x0,y0,x1,y1,similarity", *(",".join(f"{v:.6g}" for v in row) for row in ends)]
+        rows = np.column_stack([keypoints0[matches[:, 0]], keypoints1[matches[:, 1]], similarity])
+        lines = ["x0,y0,x1,y1,similarity", *(",".join(f"{v:.4f}" for v in row) for row in rows)]
         write_text(options.table, "\n".join([*lines, ""]))
     print(
         f"{len(features0)} and {len(features1)} keypoints, computed in {features0.computed_in}, "
         f"{told}: {options.output}{f' and {options.table}' if options.table else ''}"
     )
     return 0
-
-
-def _refine(
-    image0: np.ndarray,
-    image1: np.ndarray,
-    keypoints0: np.ndarray,
-    keypoints1: np.ndarray,
-    matches: np.ndarray,
-) -> np.ndarray:
-    """Move the second keypoints of matches in place; gives (M,) bool, which are confirmed."""
-    from superpoint_lib.evaluation.metrics import estimate_homography
-    from superpoint_lib.refinement import refine_matches
-
-    points0, points1 = keypoints0[matches[:, 0]], keypoints1[matches[:, 1]]
-    H_0to1, inliers = estimate_homography(points0, points1)
-    if H_0to1 is None:
-        return inliers
-    moved, confirmed = refine_matches(image0, image1, points0, points1, H_0to1)
-    keypoints1[matches[:, 1]] = moved
-    return confirmed
 
 
 def _evaluate(arguments: Sequence[str]) -> int:
@@ -511,16 +494,20 @@ def _evaluate(arguments: Sequence[str]) -> int:
     ordered = replace(config, ransac=replace(config.ransac, orders=options.orders))
     folder = benchmark_folder(options.data)
     sequences = load_sequences(folder)
+    split = {name: _split_refined(name) for name in names}
     # One for both names of an extractor, with and without refined matches: it looks once for both.
-    measured = functools.cache(partial(_measured, precision=options.precision))
+    measured = {plain: _measured(plain, options.precision) for plain, _ in split.values()}
+    for name, (plain, refined) in split.items():
+        if refined and not measured[plain].has_matches:
+            raise UsageError(f"evaluate: {name}: {plain} has no descriptors, so nothing to refine")
     extractors = {
-        name: Refined(measured(name.removesuffix(REFINED)))
-        if name.endswith(REFINED)
-        else measured(name)
-        for name in names
+        name: Refined(measured[plain].extractor) if refined else measured[plain].extractor
+        for name, (plain, refined) in split.items()
     }
     kept = {
-        name: _kept_records(name, options.precision, ordered) for name in names if options.resume
+        name: _kept_records({**measured[plain].facts, "refined": refined}, ordered)
+        for name, (plain, refined) in split.items()
+        if options.resume
     }
     # By its name, unless it is changed.
     chosen = protocol if ordered == config else ordered
@@ -540,28 +527,24 @@ def _evaluate(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _kept_records(name: str, precision: Precision, protocol: ProtocolConfig) -> KeptRecords:
+def _split_refined(name: str) -> tuple[str, bool]:
+    """The name of an extractor, and whether its matches are to be refined."""
+    refined = name.endswith(REFINED) and not Path(name).is_file()  # a file's own name may end so
+    return (name.removesuffix(REFINED) if refined else name), refined
+
+
+def _kept_records(extractor: dict[str, Any], protocol: ProtocolConfig) -> KeptRecords:
     """Where the records of an extractor are kept, by all that they depend on."""
     import torch
 
     from superpoint_lib.config import to_dict
-    from superpoint_lib.evaluation.classical import DETECTORS, EXTRACTORS
-    from superpoint_lib.evaluation.kept import KeptRecords, model_digest
-    from superpoint_lib.model import uses_bfloat16
+    from superpoint_lib.evaluation.kept import KeptRecords
     from superpoint_lib.paths import runs_dir
     from superpoint_lib.training.facts import machine_name
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    facts: dict[str, Any] = {"protocol": to_dict(protocol), "machine": machine_name(device)}
-    facts["refined"] = name.endswith(REFINED)
-    name = name.removesuffix(REFINED)
-    if name == "random" or name in DETECTORS or name in EXTRACTORS:
-        facts["extractor"] = name
-    else:
-        model, looks = _model_and_looks(name)
-        facts |= {"weights": model_digest(model), "bfloat16": uses_bfloat16(precision, device)}
-        facts |= looks
-    return KeptRecords(runs_dir() / "evaluated", facts)
+    machine = machine_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    everything = {"extractor": extractor, "protocol": to_dict(protocol), "machine": machine}
+    return KeptRecords(runs_dir() / "evaluated", everything)
 
 
 def _evaluate_on_shapes(options: EvaluateOptions, command: str) -> int:
@@ -603,7 +586,7 @@ def _shapes_detector(name: str, precision: Precision) -> Detector:
 
     if name in DETECTORS:
         return DETECTORS[name]
-    if name in EXTRACTORS or name == "random" or name.endswith(REFINED):
+    if name in EXTRACTORS or name == "random" or _split_refined(name)[1]:
         raise UsageError(
             f"evaluate: not for --data shapes: {name}; choose bundled names, weight files, "
             f"{', '.join(DETECTORS)}"
@@ -621,17 +604,35 @@ def _shapes_detector(name: str, precision: Precision) -> Detector:
     return detect
 
 
-def _measured(name: str, precision: Precision = "float32") -> Extractor:
+class _Measured(NamedTuple):
+    """An extractor, what its records depend on, and whether it has matches that can be refined."""
+
+    extractor: Extractor
+    facts: dict[str, Any]
+    has_matches: bool
+
+
+def _measured(name: str, precision: Precision = "float32") -> _Measured:
     """An extractor by the name of an OpenCV method, or by its weights."""
+    from superpoint_lib.config import to_dict
     from superpoint_lib.evaluation.classical import DETECTORS, EXTRACTORS, classical_extractor
     from superpoint_lib.evaluation.hpatches import random_extractor, superpoint_extractor
+    from superpoint_lib.evaluation.kept import model_digest
+    from superpoint_lib.model import SuperPoint, uses_bfloat16
 
     if name == "random":
-        return random_extractor()
+        return _Measured(random_extractor(), {"method": name}, False)
     if name in DETECTORS or name in EXTRACTORS:
-        return classical_extractor(name)
+        return _Measured(classical_extractor(name), {"method": name}, name in EXTRACTORS)
     model, looks = _model_and_looks(name)
-    return superpoint_extractor(model, precision=precision, **looks)
+    facts = {
+        "weights": model_digest(model),
+        "network": to_dict(model.config),
+        "bfloat16": uses_bfloat16(precision, next(model.parameters()).device),
+        **looks,
+    }
+    extractor = superpoint_extractor(model, precision=precision, **looks)
+    return _Measured(extractor, facts, isinstance(model, SuperPoint))
 
 
 class _Looks(TypedDict):
@@ -653,7 +654,7 @@ def _model_and_looks(name: str) -> tuple[MagicPoint, _Looks]:
     except ValueError:
         raise UsageError(
             f"{name}: after @ come scales, which are numbers, and turned, then levels of a "
-            "pyramid, each after a +, as in superpoint@1,1.5,turned+0.7+0.5"
+            "pyramid, each after a +, and :refined last, as in superpoint@1,1.5,turned+0.7:refined"
         ) from None
     return _load_model(weights), {
         "scales": scales,

@@ -170,7 +170,7 @@ def test_extract_and_match_tell_what_they_computed_in(project, weights, capsys, 
 def test_evaluate_computes_in_float32_unless_asked_otherwise(weights, options, told):
     arguments = [str(weights["SuperPoint"]), *options]
     chosen = cli._parse(cli.EvaluateOptions, "evaluate", arguments)
-    extractor = cli._measured(chosen.extractors[0], chosen.precision)
+    extractor = cli._measured(chosen.extractors[0], chosen.precision).extractor
     assert extractor(np.zeros((32, 40), np.float32), TaskConfig()).computed_in == told
 
 
@@ -249,6 +249,7 @@ def test_match_refines_where_there_is_a_homography(project, capsys):
     assert (head, len(rows)) == ("x0,y0,x1,y1,similarity", int(told[2]))
     x0, y0, x1, y1, similarity = np.loadtxt(rows, delimiter=",").T
     assert np.median(np.hypot(x1 - x0 - 5, y1 - y0)) < 0.01
+    assert all(re.fullmatch(r"-?\d+\.\d{4}", cell) for cell in rows[0].split(","))
     assert ((similarity > 0.5) & (similarity < 1.001)).all()
     assert main(list(map(str, [*arguments, "--max-keypoints", 2]))) == 0
     assert " matches, 0 of them confirmed" in capsys.readouterr().out  # two make no homography
@@ -296,11 +297,41 @@ def test_evaluate_writes_a_table_and_files_with_their_command(project, capsys, m
     assert main(["evaluate", *looks, *arguments[2:], "--no-resume"]) == 1
 
 
+def test_what_is_kept_belongs_to_a_network_and_not_to_its_weights_alone(project):
+    from superpoint_lib.checkpoints import save_weights
+    from superpoint_lib.config import to_dict
+    from superpoint_lib.model import MagicPoint, ModelConfig
+
+    for eps in (1e-5, 1e-3):
+        config = ModelConfig(channels=(8, 8, 8, 8), head_channels=8, norm_eps=eps)
+        torch.manual_seed(0)
+        save_weights(f"{eps}.safetensors", MagicPoint(config).state_dict(), to_dict(config), {})
+    first, second = (cli._measured(f"{eps}.safetensors").facts for eps in (1e-5, 1e-3))
+    assert first["weights"] == second["weights"]
+    assert first != second
+
+
+@pytest.mark.parametrize("name", ["harris:refined", "random:refined", "magicpoint:refined"])
+def test_what_has_no_matches_is_not_refined(project, capsys, name):
+    scene = project / "sequences" / "v_noise"
+    for number in (1, 2):
+        write_picture(scene / f"{number}.png")
+    np.savetxt(scene / "H_1_2", np.eye(3))
+    line = fails(["evaluate", name, "--data", "sequences"], capsys, 2)
+    assert f"{name}: {name.removesuffix(':refined')} has no descriptors" in line
+
+
+def test_a_file_may_be_named_as_if_it_were_refined(project):
+    (project / "odd:refined").touch()
+    assert cli._split_refined("odd:refined") == ("odd:refined", False)
+    assert cli._split_refined("sift:refined") == ("sift", True)
+
+
 @pytest.mark.parametrize("name", ["shi_tomasi", "fast"])
 def test_the_protocol_suppresses_classical_detectors(name):
     image = np.zeros((40, 60), np.float32)
     image[20, [20, 24]] = 1.0
-    extractor = cli._measured(name)
+    extractor = cli._measured(name).extractor
     # 4 px apart: within radius 4, while boxes of side 4 do not overlap.
     for nms, radius, kept in (("radius", 4, [20]), ("radius", 3, [20, 24]), ("box", 4, [20, 24])):
         features = extractor(image, TaskConfig(nms=nms, nms_radius=radius))

@@ -2,6 +2,7 @@ import csv
 import dataclasses
 import json
 import math
+import os
 import subprocess
 import sys
 
@@ -293,16 +294,16 @@ def test_refined_matches_are_measured_where_they_lie_then(warped_photo):
     assert np.allclose(off, pair.errors)
 
 
-def test_without_a_homography_there_is_nothing_to_refine_by(tmp_path):
+def test_without_a_homography_no_match_is_confirmed(tmp_path):
     image = dot_image(POINTS[:3], LEVELS[:3])
     write_sequence(tmp_path, "i_few", [image, image], [np.eye(3)])
     sequences = load_sequences(tmp_path)
-    plain, refined = (
-        only(evaluate({"dots": extractor}, sequences, TOY, progress=False), "i_few")
-        for extractor in (dots, Refined(dots))
-    )
-    assert refined == plain
+    extractors = {"dots": dots, "refined": Refined(dots)}
+    results = evaluate(extractors, sequences, TOY, progress=False)
+    plain, refined = (only(results.select(name), "i_few") for name in extractors)
+    assert (plain["n_matches"], refined["n_matches"]) == (3, 0)
     assert refined["corner_error"] == math.inf
+    assert refined["repeatability"] == plain["repeatability"]
 
 
 # --- extractors ---
@@ -692,16 +693,36 @@ def test_other_images_and_homographies_are_measured_anew(toy, tmp_path):
     assert len(results.records) == 1
 
 
-def test_what_is_kept_survives_a_torn_line_but_no_other_code(toy, tmp_path, monkeypatch):
+def test_damaged_lines_are_left_out(toy, tmp_path):
     plain, _ = measured_again(toy, tmp_path / "kept")
     (file,) = (tmp_path / "kept" / code_digest()).iterdir()
     file.write_text(file.read_text()[:-9])
     results, looks = measured_again(toy, tmp_path / "kept")
     assert (results, looks) == (plain, 2)
+    file.write_bytes(b"3\n\xff\xfe\n" + file.read_bytes())
     assert measured_again(toy, tmp_path / "kept") == (plain, 0)
-    monkeypatch.setattr("superpoint_lib.evaluation.kept.code_digest", lambda: "others")
+
+
+def test_other_code_measures_anew_and_old_records_go(toy, tmp_path, monkeypatch):
+    measured_again(toy, tmp_path / "kept")
+    mine = tmp_path / "kept" / code_digest()
+    (tmp_path / "kept" / "reports").mkdir()
+    monkeypatch.setattr("superpoint_lib.evaluation.kept.code_digest", lambda: "0123456789abcdef")
     assert measured_again(toy, tmp_path / "kept")[1] == 4
-    assert [folder.name for folder in (tmp_path / "kept").iterdir()] == ["others"]
+    assert mine.is_dir()  # another command may still be adding to it
+    (file,) = mine.iterdir()
+    os.utime(file, (0, 0))
+    assert measured_again(toy, tmp_path / "kept")[1] == 0
+    left = {folder.name for folder in (tmp_path / "kept").iterdir()}
+    assert left == {"reports", "0123456789abcdef"}
+
+
+def test_records_that_cannot_be_kept_are_measured_all_the_same(toy, tmp_path):
+    plain = evaluate({"dots": dots}, toy, TOY, progress=False)
+    (tmp_path / "kept").write_text("in the way")
+    with pytest.warns(UserWarning, match="cannot be kept in .*kept"):
+        results, looks = measured_again(toy, tmp_path / "kept")
+    assert (results, looks) == (plain, 4)
 
 
 def test_digests_tell_parts_and_weights_apart():

@@ -88,6 +88,16 @@ def test_flat_parts_beside_textured_ones_have_no_contrast():
     assert (contrast[:, 350:] == 128).all()
 
 
+def test_no_end_leaves_an_image(texture):
+    x = np.linspace(0.0, 319, 200)
+    points = np.stack([x, np.where(np.arange(200) % 2, 0.0, 239)], 1)
+    shifted = warp_image(texture, np.array([[1, 0, 0.4], [0, 1, 0.4], [0, 0, 1]]), padding="border")
+    moved, confirmed = refine_matches(texture, shifted, points, points, np.eye(3))
+    assert 50 < confirmed.sum() < 200
+    assert (moved[confirmed] >= 0).all()
+    assert (moved[confirmed] <= [319, 239]).all()
+
+
 def test_where_there_is_nothing_to_see_nothing_is_confirmed():
     flat = np.full((64, 64), 0.5, np.float32)
     points = np.full((3, 2), 30.0)
@@ -133,8 +143,8 @@ def test_images_are_those_that_extract_takes(texture):
         ({"points1": np.zeros((4, 2))}, "points0 and points1"),
         ({"H_0to1": np.eye(2)}, r"H_0to1 \(3, 3\)"),
         ({"window": 20}, "window must be odd"),
-        ({"image0": np.zeros((2, 1, 64, 64), np.float32)}, "batch of 2"),
-        ({"image1": np.zeros((8, 8), np.float32)}, "too small"),
+        ({"image0": np.zeros((2, 1, 64, 64), np.float32)}, "image0: .*batch of 2"),
+        ({"image1": np.zeros((8, 8), np.float32)}, "image1: .*too small"),
     ],
 )
 def test_what_does_not_fit_is_named(texture, change, message):

@@ -20,7 +20,6 @@ import functools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, cast
@@ -90,6 +89,7 @@ __all__ = [
     "plain_extractor",
     "prepare_image",
     "random_extractor",
+    "refine_by_ransac",
     "superpoint_extractor",
 ]
 
@@ -263,7 +263,7 @@ class Refined:
     """An extractor whose matches are refined in both images (``refine_matches``).
 
     Unconfirmed matches are left out, and the others measured where they lie then; of its detector
-    nothing changes. The rough homography is RANSAC's from all matches.
+    nothing changes. The rough homography is RANSAC's from all matches (``refine_by_ransac``).
     """
 
     extractor: Extractor
@@ -386,8 +386,8 @@ class MatchedPair:
         image1: The other image.
         H_0to1: (3, 3) true homography between the prepared images.
         keypoints0: (N0, 2) keypoints that took part; their indices are those of ``matches``.
-        keypoints1: (N1, 2).
-        matches: (M, 2) int64 mutual nearest neighbours.
+        keypoints1: (N1, 2); of a ``Refined`` extractor, where they were moved to.
+        matches: (M, 2) int64 mutual nearest neighbours; of a ``Refined`` one, the confirmed ones.
         similarity: (M,) confidences.
         errors: (M,) distances in image 1 to the true place, in pixels.
         inliers: (M,) bool, of the estimated homography.
@@ -529,13 +529,14 @@ def _match_pair(
     found, similarity = (tensor.cpu().numpy() for tensor in match(features0, features1))
     keypoints0, keypoints1 = _points(features0), _points(features1)
     points0, points1 = keypoints0[found[:, 0]], keypoints1[found[:, 1]]
-    estimate, inliers = metrics.estimate_homography(points0, points1, protocol.ransac)
-    if refined and estimate is not None:
-        moved, confirmed = refine_matches(view0.image, view1.image, points0, points1, estimate)
+    if refined:
+        moved, confirmed = refine_by_ransac(
+            view0.image, view1.image, points0, points1, protocol.ransac
+        )
         keypoints1[found[:, 1]] = moved
         found, similarity = found[confirmed], similarity[confirmed]
         points0, points1 = points0[confirmed], moved[confirmed]
-        estimate, inliers = metrics.estimate_homography(points0, points1, protocol.ransac)
+    estimate, inliers = metrics.estimate_homography(points0, points1, protocol.ransac)
     return MatchedPair(
         view0.image,
         view1.image,
@@ -549,6 +550,31 @@ def _match_pair(
         estimate,
         mean_corner_error(estimate, H, *view0.image.shape),
     )
+
+
+def refine_by_ransac(
+    image0: Image,
+    image1: Image,
+    points0: NDArray[np.floating],
+    points1: NDArray[np.floating],
+    ransac: metrics.RansacConfig | None = None,
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Do ``refine_matches`` by the homography that RANSAC finds in the matches themselves.
+
+    Args:
+        image0: As there.
+        image1: As there.
+        points0: As there.
+        points1: As there.
+        ransac: As in ``metrics.estimate_homography``.
+
+    Returns:
+        As there: (M, 2) and (M,). Where RANSAC finds no homography nothing is confirmed.
+    """
+    H, inliers = metrics.estimate_homography(points0, points1, ransac)
+    if H is None:
+        return np.array(points1, np.float64), inliers  # all False
+    return refine_matches(image0, image1, points0, points1, H)
 
 
 def _descriptor_record(pair: MatchedPair, protocol: ProtocolConfig) -> Record:
@@ -621,6 +647,9 @@ def evaluate(
     measured = [sequence for sequence in sequences if sequence.name not in config.excluded]
     if not extractors or not measured:
         raise ValueError("evaluate needs at least one extractor and one sequence")
+    # An extractor and its refined self in turn: what both see is held no longer than that.
+    plains = [id(_plain(extractor)) for extractor in extractors.values()]
+    in_turn = sorted(extractors.items(), key=lambda item: plains.index(id(_plain(item[1]))))
     records: list[Record] = []
     skipped: dict[str, str] = {}
     with tqdm(total=len(measured) * len(extractors), disable=not progress, unit="sequence") as bar:
@@ -629,8 +658,10 @@ def evaluate(
             views = _Views(sequence)
             label = sequence_digest(sequence.image_paths, sequence.homographies) if kept else ""
             try:
-                for name, extractor in extractors.items():
-                    measure = partial(_sequence_records, name, extractor, sequence, views, config)
+                for name, extractor in in_turn:
+                    measure = functools.partial(
+                        _sequence_records, name, extractor, sequence, views, config
+                    )
                     records += kept[name].take(label, name, measure) if name in kept else measure()
                     bar.update()
             except UnreadableImageError as error:
@@ -642,25 +673,31 @@ def evaluate(
 
 
 class _Views:
-    """The images of a sequence as extractors see them, each looked at once.
+    """The images of a sequence as the extractor of the moment sees them, each looked at once.
 
     An extractor and its ``Refined`` see the same.
     """
 
     def __init__(self, sequence: HPatchesSequence) -> None:
         self._sequence = sequence
-        self._seen: dict[tuple[int, TaskConfig], list[View]] = {}
+        self._extractor: Extractor | None = None
+        self._seen: dict[TaskConfig, list[View]] = {}
 
     @functools.cached_property
     def _images(self) -> list[Image]:
         return [read_gray(path) for path in self._sequence.image_paths]
 
     def of(self, extractor: Extractor, task: TaskConfig) -> list[View]:
-        plain = extractor.extractor if isinstance(extractor, Refined) else extractor
-        key = id(plain), task
-        if key not in self._seen:
-            self._seen[key] = [_view(plain, image, task) for image in self._images]
-        return self._seen[key]
+        plain = _plain(extractor)
+        if plain is not self._extractor:
+            self._extractor, self._seen = plain, {}
+        if task not in self._seen:
+            self._seen[task] = [_view(plain, image, task) for image in self._images]
+        return self._seen[task]
+
+
+def _plain(extractor: Extractor) -> Extractor:
+    return extractor.extractor if isinstance(extractor, Refined) else extractor
 
 
 def _sequence_records(

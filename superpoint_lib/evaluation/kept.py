@@ -12,6 +12,8 @@ import functools
 import hashlib
 import json
 import shutil
+import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,8 @@ import torch
 from superpoint_lib.evaluation.results import Record
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-# Nothing that an evaluation computes comes from these.
+_A_MONTH = 30 * 24 * 3600.0  # in seconds
+# What an evaluation computes comes from none of these; what cli chooses is part of the identity.
 _NOT_BELOW = (
     "adaptation",
     "cli",
@@ -39,19 +42,17 @@ _NOT_BELOW = (
 class KeptRecords:
     """The records of one extractor under one protocol, in a file that grows by each sequence.
 
-    What other code has measured in the same folder is dropped.
+    What other code has measured in the same folder is dropped once it has not grown for a month.
 
     Args:
         folder: where; a folder for the code is made in it, and in that a file of JSON lines.
         identity: what the records depend on besides sequence, code and the versions of the
-            libraries that compute them; anything JSON can tell.
+            libraries that compute them; anything JSON can tell, as records must be, too.
     """
 
     def __init__(self, folder: str | Path, identity: Mapping[str, Any]) -> None:
         code = Path(folder) / code_digest()
-        for other in code.parent.glob("*"):
-            if other.is_dir() and other != code:
-                shutil.rmtree(other, ignore_errors=True)
+        _forget_old(code.parent, code)
         everything = json.dumps([identity, _versions()], sort_keys=True)
         self._path = code / f"{digest([everything.encode()])}.jsonl"
         self._found = dict(_lines(self._path))
@@ -68,11 +69,17 @@ class KeptRecords:
         """
         if sequence not in self._found:
             self._found[sequence] = measure()
+            self._append(json.dumps([sequence, self._found[sequence]]))
+        return [record | {"extractor": extractor} for record in self._found[sequence]]
+
+    def _append(self, line: str) -> None:
+        try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a", encoding="utf-8") as file:
                 # Before the line, lest it be written behind one that was not written to its end.
-                file.write("\n" + json.dumps([sequence, self._found[sequence]]))
-        return [record | {"extractor": extractor} for record in self._found[sequence]]
+                file.write(f"\n{line}")
+        except OSError as error:  # what has been measured goes into the results all the same
+            warnings.warn(f"records cannot be kept in {self._path}: {error}", stacklevel=3)
 
 
 def sequence_digest(paths: Iterable[Path], homographies: np.ndarray) -> str:
@@ -95,7 +102,7 @@ def model_digest(model: torch.nn.Module) -> str:
     return digest(
         part
         for name, tensor in sorted(state.items())
-        for part in (name.encode(), tensor.detach().cpu().contiguous().numpy().tobytes())
+        for part in (name.encode(), tensor.detach().cpu().double().numpy().tobytes())
     )
 
 
@@ -123,10 +130,21 @@ def _versions() -> list[str]:
 
 
 def _lines(path: Path) -> Iterable[tuple[str, list[Record]]]:
-    """What the file holds; a last line that was not written to its end is left out."""
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    """What the file holds; lines that are damaged are left out."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    for line in text.splitlines():
         try:
             sequence, records = json.loads(line)
-        except ValueError:
+        except (TypeError, ValueError):
             continue
         yield sequence, records
+
+
+def _forget_old(folder: Path, mine: Path) -> None:
+    """Remove what other code has kept here, unless it may still be at work."""
+    for other in folder.glob("[0-9a-f]" * 16):
+        if other == mine or not other.is_dir():
+            continue
+        touched = max((path.stat().st_mtime for path in other.iterdir()), default=0.0)
+        if time.time() - touched > _A_MONTH:
+            shutil.rmtree(other, ignore_errors=True)
