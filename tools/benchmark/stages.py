@@ -279,7 +279,7 @@ def refinement() -> list[Row]:
     }
     times = in_turns(works, 9)
     share = ratio(times, "refine", "look")
-    return [plain(f"{len(matches)} matches: of the time of one look", share)]
+    return [plain("refining all matches: of the time of one look", share)]
 
 
 def evaluation() -> list[Row]:
