@@ -514,6 +514,10 @@ def _evaluate(arguments: Sequence[str]) -> int:
     results = evaluate(extractors, sequences, chosen, kept=kept)
     command = shlex.join(["superpoint", "evaluate", *arguments])
     paths = results.save(options.output, command, options.against or None)
+    taken = {name: records.taken for name, records in kept.items() if records.taken}
+    if taken:
+        told = ", ".join(f"{count} for {name}" for name, count in taken.items())
+        print(f"sequences measured before, and kept in runs/evaluated: {told}\n")
     print(f"{len(sequences)} sequences of {folder}, protocol {protocol}\n")
     print("\n\n".join(results.table(part) for part in results.splits))
     if options.against:

@@ -293,6 +293,7 @@ def test_evaluate_writes_a_table_and_files_with_their_command(project, capsys, m
     table = (project / "table.csv").read_text()
     monkeypatch.setattr("superpoint_lib.evaluation.hpatches._view", None)
     assert main(["evaluate", *looks, *arguments[2:]]) == 0
+    assert "kept in runs/evaluated: 1 for superpoint@1,1.5, 1 for" in capsys.readouterr().out
     assert (project / "table.csv").read_text() == table
     assert main(["evaluate", *looks, *arguments[2:], "--no-resume"]) == 1
 

@@ -48,6 +48,9 @@ class KeptRecords:
         folder: where; a folder for the code is made in it, and in that a file of JSON lines.
         identity: what the records depend on besides sequence, code and the versions of the
             libraries that compute them; anything JSON can tell, as records must be, too.
+
+    Attributes:
+        taken: of how many sequences the records were there when they were asked for.
     """
 
     def __init__(self, folder: str | Path, identity: Mapping[str, Any]) -> None:
@@ -56,6 +59,7 @@ class KeptRecords:
         everything = json.dumps([identity, _versions()], sort_keys=True)
         self._path = code / f"{digest([everything.encode()])}.jsonl"
         self._found = dict(_lines(self._path))
+        self.taken = 0
 
     def take(
         self, sequence: str, extractor: str, measure: Callable[[], list[Record]]
@@ -67,7 +71,9 @@ class KeptRecords:
             extractor: the name the records are to bear; they may have been kept under another.
             measure: gives them.
         """
-        if sequence not in self._found:
+        if sequence in self._found:
+            self.taken += 1
+        else:
             self._found[sequence] = measure()
             self._append(json.dumps([sequence, self._found[sequence]]))
         return [record | {"extractor": extractor} for record in self._found[sequence]]
