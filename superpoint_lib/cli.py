@@ -482,7 +482,7 @@ def _evaluate(arguments: Sequence[str]) -> int:
     options = _parse(EvaluateOptions, "evaluate", arguments)
     if options.data == "shapes":
         return _evaluate_on_shapes(options, shlex.join(["superpoint", "evaluate", *arguments]))
-    from superpoint_lib.evaluation.hpatches import Refined, evaluate, load_sequences
+    from superpoint_lib.evaluation.hpatches import evaluate, load_sequences
     from superpoint_lib.evaluation.mini import benchmark_folder
     from superpoint_lib.evaluation.protocols import protocol_config
 
@@ -494,21 +494,8 @@ def _evaluate(arguments: Sequence[str]) -> int:
     ordered = replace(config, ransac=replace(config.ransac, orders=options.orders))
     folder = benchmark_folder(options.data)
     sequences = load_sequences(folder)
-    split = {name: _split_refined(name) for name in names}
-    # One for both names of an extractor, with and without refined matches: it looks once for both.
-    measured = {plain: _measured(plain, options.precision) for plain, _ in split.values()}
-    for name, (plain, refined) in split.items():
-        if refined and not measured[plain].has_matches:
-            raise UsageError(f"evaluate: {name}: {plain} has no descriptors, so nothing to refine")
-    extractors = {
-        name: Refined(measured[plain].extractor) if refined else measured[plain].extractor
-        for name, (plain, refined) in split.items()
-    }
-    kept = {
-        name: _kept_records({**measured[plain].facts, "refined": refined}, ordered)
-        for name, (plain, refined) in split.items()
-        if options.resume
-    }
+    extractors, facts = _extractors(names, options.precision)
+    kept = {name: _kept_records(facts[name], ordered) for name in names if options.resume}
     # By its name, unless it is changed.
     chosen = protocol if ordered == config else ordered
     results = evaluate(extractors, sequences, chosen, kept=kept)
@@ -529,6 +516,25 @@ def _evaluate(arguments: Sequence[str]) -> int:
             )
     print(f"\nwritten: {', '.join(map(str, paths))}")
     return 0
+
+
+def _extractors(
+    names: Sequence[str], precision: Precision
+) -> tuple[dict[str, Extractor], dict[str, dict[str, Any]]]:
+    """Extractors by their names, refined ones among them, and what their records depend on."""
+    from superpoint_lib.evaluation.hpatches import Refined
+
+    split = {name: _split_refined(name) for name in names}
+    # One for both names of an extractor, with and without refined matches: it looks once for both.
+    measured = {plain: _measured(plain, precision) for plain, _ in split.values()}
+    extractors, facts = dict[str, "Extractor"](), dict[str, dict[str, Any]]()
+    for name, (plain, refined) in split.items():
+        extractor, depends_on, has_matches = measured[plain]
+        if refined and not has_matches:
+            raise UsageError(f"evaluate: {name}: {plain} has no descriptors, so nothing to refine")
+        extractors[name] = Refined(extractor) if refined else extractor
+        facts[name] = {**depends_on, "refined": refined}
+    return extractors, facts
 
 
 def _split_refined(name: str) -> tuple[str, bool]:

@@ -8,6 +8,7 @@ the same sequences finds them, too.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -151,6 +152,7 @@ def _forget_old(folder: Path, mine: Path) -> None:
     for other in folder.glob("[0-9a-f]" * 16):
         if other == mine or not other.is_dir():
             continue
-        touched = max((path.stat().st_mtime for path in other.iterdir()), default=0.0)
-        if time.time() - touched > _A_MONTH:
-            shutil.rmtree(other, ignore_errors=True)
+        with contextlib.suppress(OSError):  # another command may be removing it, too
+            touched = max((path.stat().st_mtime for path in other.iterdir()), default=0.0)
+            if time.time() - touched > _A_MONTH:
+                shutil.rmtree(other)
