@@ -4,6 +4,7 @@
     python tools/bench.py matching ...     # some stages, to the screen only
     python tools/bench.py --update start   # some stages, replaced in results/benchmark.json
 
+Where there is a GPU, it is measured, and the file is results/benchmark_gpu.json.
 Each stage runs in a process of its own, so that its peak memory is its own. What is compared runs
 in turns in that process: a busy machine slows both, and a ratio is the median over the turns.
 """
@@ -25,7 +26,8 @@ from benchmark.stages import STAGES
 from superpoint_lib.paths import project_root, results_dir, write_json
 from superpoint_lib.training.facts import commit_name, machine_name
 
-OUTPUT = results_dir() / "benchmark.json"
+ON_GPU = DEVICE.type == "cuda"
+OUTPUT = results_dir() / ("benchmark_gpu.json" if ON_GPU else "benchmark.json")
 
 
 def measure(stage: str) -> dict[str, Any] | None:
@@ -68,13 +70,13 @@ def _short(value: float) -> str:
 
 
 def record(results: dict[str, Any], fresh: bool) -> None:
-    """Write results/benchmark.json; stages that were not measured are kept unless ``fresh``."""
+    """Write ``OUTPUT``; stages that were not measured are kept unless ``fresh``."""
     earlier = {}
     if OUTPUT.is_file() and not fresh:
         earlier = json.loads(OUTPUT.read_text(encoding="utf-8"))["stages"]
     stages = earlier | results
     facts = {
-        "command": "make bench",
+        "command": f"python tools/bench.py --update {' '.join(stages)}" if ON_GPU else "make bench",
         "system": platform.platform(),
         "torch": torch.__version__,
         "stages": {name: stages[name] for name in STAGES if name in stages},

@@ -79,7 +79,9 @@ def training(steps: int = 6) -> dict[str, float]:
     from superpoint_lib.training import train
 
     with tempfile.TemporaryDirectory() as folder:
-        config = replace(training_configs(folder)["SuperPoint"], steps=steps, log_every=steps)
+        config = replace(
+            training_configs(folder)["SuperPoint"], steps=steps, log_every=steps, compile=False
+        )
         runs = iter(range(100))
         return measured(
             lambda: train(config, Path(folder) / str(next(runs)), progress=False),

@@ -386,6 +386,14 @@ _WIDE = replace(
     gradient_clip=20.0,
 )
 
+_NEAR = replace(
+    _WIDE,
+    init="runs/superpoint-wide-blended.safetensors",
+    labels=("runs/labels9",),
+    steps=5000,
+    compile=True,
+)
+
 #: Ready configurations. magicpoint-synthetic, magicpoint-adapted, superpoint, superpoint-further,
 #: superpoint-soft, superpoint-agreement, superpoint-turned, superpoint-mixed, superpoint-sharper,
 #: superpoint-repeatable, superpoint-agreed, superpoint-sturdy, superpoint-distant and
@@ -426,8 +434,10 @@ RECIPES: dict[str, TrainConfig] = {
     "superpoint-sturdy": _STURDY,
     "superpoint-distant": _DISTANT,
     "superpoint-wide": _WIDE,
+    "superpoint-near": _NEAR,
+    "superpoint-placed": replace(_NEAR, position_weight=1.0),
     "full-magicpoint": TrainConfig(
-        steps=4000, batch_size=128, freeze_norm_after=0.85, gradient_clip=20.0, ema_decay=0.999
+        steps=8000, batch_size=128, freeze_norm_after=0.85, gradient_clip=20.0, ema_decay=0.999
     ),
     "full-first": replace(
         _WIDE,

@@ -89,35 +89,38 @@ def training() -> list[Row]:
 def _training_rows(name: str, config: TrainConfig, folder: Path) -> list[Row]:
     on_gpu = DEVICE.type == "cuda"
     # On a GPU a step is short, and a row of the history waits for it: fewer rows of more steps.
-    steps, log_every = (60, 20) if on_gpu else (20, 1)
-    # Compiled where it pays: on a CPU neither is the faster for it.
-    config = replace(config, steps=steps, log_every=log_every, compile=on_gpu)
+    steps, log_every = (180, 20) if on_gpu else (20, 1)
+    config = replace(config, steps=steps, log_every=log_every)
     step, images = bare_step(config)
     step()
     with watched() as watch:
-        _train_rate(config, folder / "default")
+        rate = _train_rate(config, folder / "default")
     waiting, default = 100 * watch.share(skip=steps // 3), watch.workers
+    waiting_text = f"{name}: of the time, waiting for data"
+    if on_gpu:
+        bare = images / statistics.median(seconds(step) for _ in range(steps))
+        return [
+            plain(f"{name}: images/s, of bare steps'", rate / bare),
+            plain(f"{name}: images", rate, "/s"),
+            at_most(waiting_text, waiting, 5, "%"),
+        ]
+    # With the default among them, which need not be trained twice.
     configs = {"default": config}
-    if not on_gpu:
-        # With the default among them, which need not be trained twice.
-        configs |= {f"{n} workers": replace(config, workers=n) for n in (0, 1) if n != default}
+    configs |= {f"{n} workers": replace(config, workers=n) for n in (0, 1) if n != default}
     rates: Times = {"bare": [], **{key: [] for key in configs}}
     # In changing order, and often: with and without a loader process differ by less than one turn.
-    for turn in range(3 if on_gpu else 5):
+    for turn in range(5):
         rates["bare"].append(images / statistics.median(seconds(step) for _ in range(steps)))
         for key in sorted(configs, reverse=turn % 2 == 0):
             rates[key].append(_train_rate(configs[key], folder / f"{key} {turn}"))
-    rows = [
-        at_least(f"{name}: images/s, of bare steps'", ratio(rates, "default", "bare"), 0.85),
-        plain(f"{name}: images", statistics.median(rates["default"]), "/s"),
-    ]
-    waiting_text = f"{name}: of the time, waiting for data"
-    if on_gpu:
-        return [*rows, at_most(waiting_text, waiting, 5, "%")]
     with_one, without = (key if key in rates else "default" for key in ("1 workers", "0 workers"))
     faster = ratio(rates, with_one, without)
-    rows.append(at_least(f"{name}: with one loader process, of without", faster, 1))
-    return [*rows, plain(waiting_text, waiting, "%")]
+    return [
+        at_least(f"{name}: images/s, of bare steps'", ratio(rates, "default", "bare"), 0.85),
+        plain(f"{name}: images", statistics.median(rates["default"]), "/s"),
+        at_least(f"{name}: with one loader process, of without", faster, 1),
+        plain(waiting_text, waiting, "%"),
+    ]
 
 
 def _train_rate(config: TrainConfig, folder: Path) -> float:

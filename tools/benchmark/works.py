@@ -85,19 +85,24 @@ def plain_extract(model: torch.nn.Module, images: Tensor) -> list[tuple[Tensor, 
 
 
 def training_configs(folder: str) -> dict[str, TrainConfig]:
-    """The trainings that are measured; the second learns from labels made here, into ``folder``."""
+    """The trainings that are measured: those for the device, in small batches on a CPU.
+
+    SuperPoint's learns from labels made here, into ``folder``.
+    """
     from superpoint_lib.adaptation import AdaptConfig, export_labels
     from superpoint_lib.datasets import resolve_images
 
     photos = str(resolve_images("bundled", "training"))
     labels = f"{folder}/labels"
     export_labels(AdaptConfig("magicpoint", (photos,), labels, warps=1), progress=False)
-    return {
-        "MagicPoint": replace(RECIPES["magicpoint-synthetic"], batch_size=16),
-        "SuperPoint": replace(
-            RECIPES["superpoint"], images=("bundled",), labels=(labels,), batch_size=8
-        ),
-    }
+    if DEVICE.type == "cuda":
+        magicpoint = RECIPES["full-magicpoint"]
+        superpoint = replace(RECIPES["full-superpoint"], init="superpoint")
+    else:
+        magicpoint = replace(RECIPES["magicpoint-synthetic"], batch_size=16)
+        superpoint = replace(RECIPES["superpoint"], batch_size=8)
+    superpoint = replace(superpoint, images=("bundled",), labels=(labels,))
+    return {"MagicPoint": magicpoint, "SuperPoint": superpoint}
 
 
 def bare_step(config: TrainConfig) -> tuple[Work, int]:
