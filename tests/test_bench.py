@@ -432,11 +432,21 @@ def test_the_table_of_speed_tells_what_was_missed(measuring, monkeypatch, tmp_pa
         },
     }
     (tmp_path / "benchmark.json").write_text(json.dumps(content))
+    loss = content["stages"]["loss_memory"]
+    waiting = measuring.at_most("waiting", 1.0, 5, "%")
+    on_gpu = {
+        "command": "bench",
+        "torch": "3",
+        "stages": {"training": loss | {"machine": "GPU", "rows": [waiting]}},
+    }
+    (tmp_path / "benchmark_gpu.json").write_text(json.dumps(on_gpu))
     monkeypatch.setattr(update_tables, "RESULTS", tmp_path)
     text = update_tables.speed()
     assert "| loss memory | speed | 2.5 × | ≥ 3 × | **missed** |" in text
     assert "rate" not in text
     assert "2 threads, PyTorch 2, commit `abcdef0123`, `abcdef0123+`." in text
-    assert text.endswith(
+    assert (
         "1 of 2 exponents of growth are as they should be; missed: extract, batch 1.50 (≤ 1.1)."
-    )
+        "\n\n**Speed**: GPU, PyTorch 3, commit `abcdef0123`."
+    ) in text
+    assert "| training | waiting | 1 % | ≤ 5 % | met |" in text

@@ -110,8 +110,16 @@ def shapes() -> str:
 
 
 def speed() -> str:
-    """What of the benchmark has a goal; of the exponents only those that miss it, and how many."""
-    path = RESULTS / "benchmark.json"
+    """What of the benchmarks has a goal; of the exponents only those that miss it, and how many."""
+    stages = _read(RESULTS / "benchmark.json")["stages"]
+    growth = [
+        row for stage in stages if stage.startswith("growth") for row in stages[stage]["rows"]
+    ]
+    on_cpu, on_gpu = (_speed(RESULTS / f"benchmark{suffix}.json") for suffix in ("", "_gpu"))
+    return f"{on_cpu}\n\n{_exponents(growth)}\n\n{on_gpu}"
+
+
+def _speed(path: Path) -> str:
     content = _read(path)
     stages = content["stages"]
     rows = [
@@ -134,11 +142,7 @@ def speed() -> str:
         f"**Speed**: {machines}, PyTorch {content['torch']}, commit {commits}. × stands "
         "for times as fast, or as long, as what is named."
     )
-    table = _with_source(caption, ["stage", "what", "measured", "goal", ""], rows, path)
-    growth = [
-        row for stage in stages if stage.startswith("growth") for row in stages[stage]["rows"]
-    ]
-    return f"{table}\n\n{_exponents(growth)}"
+    return _with_source(caption, ["stage", "what", "measured", "goal", ""], rows, path)
 
 
 def _short(commit: str) -> str:

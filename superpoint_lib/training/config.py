@@ -437,7 +437,7 @@ RECIPES: dict[str, TrainConfig] = {
     "superpoint-near": _NEAR,
     "superpoint-placed": replace(_NEAR, position_weight=1.0),
     "full-magicpoint": TrainConfig(
-        steps=8000, batch_size=128, freeze_norm_after=0.85, gradient_clip=20.0, ema_decay=0.999
+        steps=4000, batch_size=128, freeze_norm_after=0.85, gradient_clip=20.0, ema_decay=0.999
     ),
     "full-first": replace(
         _WIDE,
