@@ -396,15 +396,16 @@ _NEAR = replace(
 
 #: Ready configurations. magicpoint-synthetic, magicpoint-adapted, superpoint, superpoint-further,
 #: superpoint-soft, superpoint-agreement, superpoint-turned, superpoint-mixed, superpoint-sharper,
-#: superpoint-repeatable, superpoint-agreed, superpoint-sturdy, superpoint-distant and
-#: superpoint-wide train the bundled superpoint, each starting from the one before
+#: superpoint-repeatable, superpoint-agreed, superpoint-sturdy, superpoint-distant, superpoint-wide
+#: and superpoint-near train the bundled superpoint, each starting from the one before
 #: (magicpoint-adapted, whose weights are the bundled magicpoint, and superpoint are to be given it
 #: as ``init``, the others expect it in runs; superpoint-repeatable, superpoint-sturdy and those
 #: after it start from averages of those before); from superpoint-further on, on labels of a second,
 #: third (soft, agreement), fourth (turned, mixed), fifth (sharper, repeatable), sixth (agreed,
-#: sturdy, distant) and seventh round of adaptation (wide) and from folded weights, without
-#: normalisation; superpoint-finer, from superpoint-mixed on, was tried and not shipped
-#: (results/README.md). superpoint-wide is for a GPU, as are full-magicpoint, which trains the
+#: sturdy, distant), seventh (wide) and eighth round of adaptation (near) and from folded weights,
+#: without normalisation; superpoint-finer, from superpoint-mixed on, and superpoint-placed, from
+#: superpoint-wide on, were tried and not shipped (results/README.md). superpoint-wide,
+#: superpoint-near and superpoint-placed are for a GPU, as are full-magicpoint, which trains the
 #: bundled magicpoint-synthetic, full-first and full-superpoint, the same lessons in three trainings
 #: from drawn shapes on. superpoint-open sees drawn shapes and pictures of open licences only, in
 #: one training from magicpoint-synthetic on (superpoint_lib/weights/README.md). original-stage1 and
