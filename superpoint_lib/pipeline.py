@@ -2,7 +2,9 @@
 
 A profile is a YAML file in ``notebooks/profiles``: ``{notebook: {parameter: value}}``. Whatever it
 leaves out keeps the notebook's own default, so an empty profile is the quick run. The code is the
-same in every profile; only numbers and inputs differ.
+same in every profile; only numbers and inputs differ. ``<notebook>_round2`` runs a notebook again,
+into a folder of its own, with the parameters of the round before but for those it names: labels of
+a second round, and a training on them.
 
 Everything of a run lies in ``runs/<profile>``: the executed notebooks and their HTML,
 ``figures/``, ``index.html``, and a folder per notebook with its artefacts, its ``results.json`` and
@@ -35,6 +37,7 @@ DEFAULT_CELL_TIMEOUT = 6 * 3600
 KERNEL_START_TIMEOUT = 300  # a busy machine takes its time
 RUN_PLACEHOLDER = "{run}/"
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
+_LATER_ROUND = re.compile(r"(?P<notebook>.+)_round(?P<number>[2-9])")
 
 
 class PipelineError(ValueError):
@@ -46,7 +49,8 @@ class Stage:
     """One notebook with the parameters of a profile.
 
     Attributes:
-        name: the notebook's file name without its ending.
+        name: the notebook's file name without its ending; ``_round2`` behind it, and so on, where
+            a profile runs it again.
         notebook: the notebook file.
         output: the folder for its artefacts.
         parameters: what papermill injects, ``output`` included.
@@ -140,7 +144,8 @@ def plan(
 
     Args:
         profile: the name of a file in ``notebooks/profiles``.
-        only: numbers or names of the notebooks to run, such as ``["02", "03"]``; all by default.
+        only: numbers of the notebooks to run, in all their rounds, or names of stages, such as
+            ``["02", "03_homographic_adaptation"]``; all by default.
         run_dir: the folder of the run, ``runs/<profile>`` by default.
 
     Raises:
@@ -150,13 +155,13 @@ def plan(
     """
     run_dir = run_dir or runs_dir() / profile
     values = load_profile(profile)
-    notebooks = {path.stem: path for path in list_notebooks()}
     where = f"profile {profile}"
-    _refuse_unknown(values, notebooks, f"{where}: unknown notebook")
-    stages = [
-        _stage(path, values.get(name, {}), run_dir, list(notebooks), where)
-        for name, path in notebooks.items()
-    ]
+    stages: list[Stage] = []
+    latest: dict[Path, dict[str, Any]] = {}  # of each notebook, the parameters of its last round
+    for name, path in _in_rounds(values, where).items():
+        latest[path] = latest.get(path, {}) | values.get(name, {})
+        earlier = [stage.name for stage in stages]
+        stages.append(_stage(name, path, latest[path], run_dir, earlier, where))
     chosen = _select(stages, only)
     available = {stage.name for stage in chosen}
     for stage in chosen:
@@ -270,10 +275,37 @@ def widget_errors(notebook: nbformat.NotebookNode) -> list[str]:
     ]
 
 
+def _in_rounds(values: Mapping[str, Any], where: str) -> dict[str, Path]:
+    """The notebook of each stage of a profile, ``{stage: notebook}`` in the order they run.
+
+    Each notebook once, in order. Those of later rounds follow, round by round, before the notebooks
+    that come after the last of them, which read what the last round leaves.
+    """
+    notebooks = {path.stem: path for path in list_notebooks()}
+    again: dict[int, list[str]] = {}
+    for stage in values:
+        later = None if stage in notebooks else _LATER_ROUND.fullmatch(stage)
+        name = later["notebook"] if later else stage
+        _refuse_unknown([name], notebooks, f"{where}: unknown notebook")
+        if later:
+            again.setdefault(int(later["number"]), []).append(name)
+    order = list(notebooks)
+    end = 1 + max((order.index(name) for names in again.values() for name in names), default=-1)
+    stages = {name: notebooks[name] for name in order[:end]}
+    for number, names in sorted(again.items()):
+        stages |= {f"{name}_round{number}": notebooks[name] for name in sorted(names)}
+    return stages | {name: notebooks[name] for name in order[end:]}
+
+
 def _stage(
-    path: Path, values: Mapping[str, Any], run_dir: Path, order: Sequence[str], where: str
+    name: str,
+    path: Path,
+    values: Mapping[str, Any],
+    run_dir: Path,
+    earlier: Sequence[str],
+    where: str,
 ) -> Stage:
-    where = f"{where}: {path.stem}"
+    where = f"{where}: {name}"
     known = notebook_parameters(path)
     if "output" not in known:
         raise PipelineError(f"{path}: its parameters cell has no output: str")
@@ -284,11 +316,10 @@ def _stage(
         if not _fits(value, known[key]):
             hint = " (write 0.001 or 1.0e-3, not 1e-3)" if known[key] == "float" else ""
             raise PipelineError(f"{where}: {key} must be {known[key]}, not {value!r}{hint}")
-    earlier = order[: order.index(path.stem)]
     inputs = sorted({_input_stage(text, earlier, where) for text in _placeholders(values)})
-    output = run_dir / path.stem
+    output = run_dir / name
     parameters = {key: _fill(value, run_dir) for key, value in values.items()}
-    return Stage(path.stem, path, output, parameters | {"output": _portable(output)}, tuple(inputs))
+    return Stage(name, path, output, parameters | {"output": _portable(output)}, tuple(inputs))
 
 
 def _refuse_unknown(keys: Iterable[str], known: Iterable[str], what: str) -> None:
@@ -487,8 +518,7 @@ def _write_pages(profile: str, run_dir: Path, reports: Sequence[StageReport]) ->
     """Render what lies in the run's folder, whether of this call or of earlier ones."""
     failures = {report.name: report for report in reports if report.status == "failed"}
     pages: list[Page] = []
-    for notebook in list_notebooks():
-        name = notebook.stem
+    for name, notebook in _in_rounds(load_profile(profile), f"profile {profile}").items():
         record = _record(run_dir / name)
         if name in failures:
             failed = run_dir / f"{name}.failed.ipynb"

@@ -4,6 +4,7 @@ import ast
 import json
 import re
 from collections import defaultdict
+from dataclasses import fields
 
 import pytest
 from notebook_cells import (
@@ -19,8 +20,10 @@ from notebook_cells import (
     texts,
 )
 
+from superpoint_lib.config import replace
 from superpoint_lib.pipeline import notebook_parameters, plan
 from superpoint_lib.report import drop_progress_bars
+from superpoint_lib.training import RECIPES, TrainConfig
 
 PROFILES = sorted(path.stem for path in (ROOT / "notebooks" / "profiles").glob("*.yaml"))
 MACHINE_PATH = re.compile(
@@ -66,7 +69,35 @@ def test_has_one_annotated_parameters_cell(path):
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_profiles_name_known_parameters_with_values_of_their_types(profile):
-    assert len(plan(profile)) == len(NOTEBOOKS)
+    assert sorted({stage.notebook for stage in plan(profile)}) == NOTEBOOKS
+
+
+def test_profile_full_trains_what_the_recipes_say():
+    """Whoever trains the recipes one by one gets what the profile trains."""
+    free = {"init", "images", "labels", "log_every", "checkpoint_every"}
+    names = {field.name for field in fields(TrainConfig)} - free
+    trained = []
+    for stage in plan("full"):
+        if stage.name == "02_magicpoint_training":
+            recipe, base = "full-magicpoint", TrainConfig()
+        elif stage.notebook.stem == "05_staged_training":
+            recipe = stage.parameters["recipe"]
+            base = RECIPES[recipe]
+        else:
+            continue
+        trained.append(recipe)
+        chosen = defaults(stage.notebook) | stage.parameters
+        config = replace(base, **{name: chosen[name] for name in names & set(chosen)})
+        same = {name: getattr(RECIPES[recipe], name) for name in free}
+        assert replace(config, **same) == RECIPES[recipe]
+    assert trained == ["full-magicpoint", "full-first", "full-second", "full-superpoint"]
+
+
+def defaults(path):
+    """What the parameters of a notebook are if nothing else is said."""
+    (cell,) = (cell for cell in read(path).cells if "parameters" in tags(cell))
+    statements = ast.parse(cell.source).body
+    return {ast.unparse(one.target): ast.literal_eval(one.value) for one in statements}
 
 
 def test_profiles_are_those_that_the_documentation_names():

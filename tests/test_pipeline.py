@@ -141,6 +141,64 @@ def test_a_failure_keeps_the_earlier_result_and_stops_only_its_readers(project):
     assert "2 of 3 notebooks did not finish" in summary(result)
 
 
+ROUNDS = """
+02_third: {source: '{run}/01_second_round2/seen.txt'}
+01_second: {source: '{run}/00_first/weights.txt'}
+01_second_round3: {source: '{run}/00_first/weights.txt'}
+01_second_round2: {source: '{run}/00_first_round2/weights.txt'}
+00_first_round2: {steps: 7, source: '{run}/01_second/seen.txt'}
+"""
+KEEP = "pathlib.Path(output, 'seen.txt').write_text(pathlib.Path(source).read_text())"
+
+
+def test_later_rounds_run_before_what_comes_after_them(project):
+    write_profile(project, "rounds", ROUNDS)
+    write_notebook(project, "01_second", READ, KEEP)
+    write_notebook(project, "02_third", READ)
+    result = run_profile("rounds")
+    assert list(statuses(result)) == [
+        "00_first",
+        "01_second",
+        "00_first_round2",
+        "01_second_round2",
+        "01_second_round3",
+        "02_third",
+    ]
+    assert not result.failed
+    run = project / "runs" / "rounds"
+    seen = {
+        round_: (run / f"01_second{round_}" / "seen.txt").read_text() for round_ in ("", "_round2")
+    }
+    assert seen == {"": "2", "_round2": "7"}
+    assert (run / "01_second_round2.html").is_file()
+    assert "figures/00_first_round2_01.png" in result.index.read_text()
+    assert set(statuses(run_profile("rounds", resume=True)).values()) == {"kept"}
+
+    # A number means all rounds of a notebook, a name one of them.
+    assert [stage.name for stage in plan("rounds", only=["00"])] == ["00_first", "00_first_round2"]
+    assert [stage.name for stage in plan("rounds", only=["00_first_round2"])] == ["00_first_round2"]
+    # What changes in a later round leaves the earlier ones as they are.
+    write_profile(project, "rounds", ROUNDS.replace("7", "8"))
+    again = statuses(run_profile("rounds", resume=True))
+    assert [name for name, status in again.items() if status == "done"] == [
+        "00_first_round2",
+        "01_second_round2",
+        "02_third",
+    ]
+
+
+def test_a_later_round_keeps_the_parameters_of_the_round_before(project):
+    text = (
+        "00_first: {steps: 4, rate: 0.2}\n00_first_round3: {rate: 0.1}\n00_first_round2: {steps: 5}"
+    )
+    write_profile(project, "rounds", text)
+    rounds = {stage.name: dict(stage.parameters) for stage in plan("rounds", only=["00"])}
+    assert rounds == {
+        f"00_first{name}": {"steps": steps, "rate": rate, "output": f"runs/rounds/00_first{name}"}
+        for name, steps, rate in (("", 4, 0.2), ("_round2", 5, 0.2), ("_round3", 5, 0.1))
+    }
+
+
 @pytest.mark.parametrize("stopped", [False, True])
 def test_what_a_failed_run_left_half_done_is_not_kept(project, monkeypatch, stopped):
     run_profile("quick", only=["00"])
@@ -178,6 +236,8 @@ def test_a_cell_that_takes_too_long_fails(project):
     ("text", "message"),
     [
         ("03_third: {}", "unknown notebook '03_third'"),
+        ("03_third_round2: {}", "unknown notebook '03_third'"),
+        ("00_first_round1: {}", "unknown notebook '00_first_round1'"),
         ("00_first: {step: 2}", "unknown parameter 'step': known are output, steps"),
         ("00_first: {steps: 2.5}", "steps must be int, not 2.5"),
         ("00_first: {steps: true}", "steps must be int, not True"),
@@ -186,6 +246,7 @@ def test_a_cell_that_takes_too_long_fails(project):
         ("00_first: {output: here}", "output is set by the pipeline"),
         ("00_first: 3", "must hold a mapping"),
         ("00_first: {source: '{run}/01_second/x'}", "must name an earlier notebook"),
+        ("00_first: {source: '{run}/00_first_round2/x'}", "must name an earlier notebook"),
     ],
 )
 def test_a_profile_that_does_not_hold_is_refused_before_anything_runs(project, text, message):

@@ -406,11 +406,12 @@ _NEAR = replace(
 #: without normalisation; superpoint-finer, from superpoint-mixed on, and superpoint-placed, from
 #: superpoint-wide on, were tried and not shipped (results/README.md). superpoint-wide,
 #: superpoint-near and superpoint-placed are for a GPU, as are full-magicpoint, which trains the
-#: bundled magicpoint-synthetic, full-first and full-superpoint, the same lessons in three trainings
-#: from drawn shapes on. superpoint-open sees drawn shapes and pictures of open licences only, in
-#: one training from magicpoint-synthetic on (superpoint_lib/weights/README.md). original-stage1 and
-#: -stage2 (to be given stage 1's weights) are the training steps of SuperPoint-Pytorch's README,
-#: one-stage its loss as published, both heads from scratch.
+#: bundled magicpoint-synthetic, full-first, full-second and full-superpoint, the same lessons in
+#: four trainings from drawn shapes on: those of the profile full. superpoint-open sees drawn shapes
+#: and pictures of open licences only, in one training from magicpoint-synthetic on
+#: (superpoint_lib/weights/README.md). original-stage1 and -stage2 (to be given stage 1's weights)
+#: are the training steps of SuperPoint-Pytorch's README, one-stage its loss as published, both
+#: heads from scratch.
 RECIPES: dict[str, TrainConfig] = {
     "magicpoint-synthetic": TrainConfig(steps=1500, freeze_norm_after=0.85, gradient_clip=5.0),
     "magicpoint-adapted": replace(
@@ -445,19 +446,25 @@ RECIPES: dict[str, TrainConfig] = {
         norm="batch",
         init="runs/train/full-magicpoint/weights.safetensors",
         labels=("runs/labels-full-first",),
-        repeatability_weight=6.0,
-        repeatability_reach=2,
-        sharpen=1.5,
+        repeatability_weight=0.0,
         freeze_norm_after=1.0,  # a change there would be compiled anew
-        steps=4000,
+        steps=2500,
         learning_rate=2e-3,
+        compile=True,
+    ),
+    "full-second": replace(
+        _WIDE,
+        init="runs/full-first.safetensors",
+        labels=("runs/labels-full-second",),
+        repeatability_weight=0.0,
+        steps=3000,
         compile=True,
     ),
     "full-superpoint": replace(
         _WIDE,
-        init="runs/full-first.safetensors",
+        init="runs/full-second.safetensors",
         labels=("runs/labels-full",),
-        steps=5700,
+        steps=6000,
         compile=True,
     ),
     "superpoint-open": replace(

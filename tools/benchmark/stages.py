@@ -50,6 +50,8 @@ from .works import (
     unit_maps,
 )
 
+WAITING = "of the time, waiting for data"
+
 
 def drawing() -> list[Row]:
     """Synthetic shapes, on one core."""
@@ -78,39 +80,44 @@ def drawing() -> list[Row]:
 
 def training() -> list[Row]:
     """A training with its data against bare steps of the same network on random tensors."""
+    measured = _training_on_gpu if DEVICE.type == "cuda" else _training_on_cpu
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name, config in training_configs(folder).items():
             report(name)
-            rows += _training_rows(name, config, Path(folder) / name)
+            rows += measured(name, config, Path(folder) / name)
     return rows
 
 
-def _training_rows(name: str, config: TrainConfig, folder: Path) -> list[Row]:
-    on_gpu = DEVICE.type == "cuda"
-    # On a GPU a step is short, and a row of the history waits for it: fewer rows of more steps.
-    steps, log_every = (180, 20) if on_gpu else (20, 1)
-    config = replace(config, steps=steps, log_every=log_every)
+def _training_on_gpu(name: str, config: TrainConfig, folder: Path) -> list[Row]:
+    # A step is short there, and a row of the history waits for it: few rows, of many steps.
+    config = replace(config, steps=180, log_every=20)
     step, images = bare_step(config)
     step()
     with watched() as watch:
-        rate = _train_rate(config, folder / "default")
-    waiting, default = 100 * watch.share(skip=steps // 3), watch.workers
-    waiting_text = f"{name}: of the time, waiting for data"
-    if on_gpu:
-        bare = images / statistics.median(seconds(step) for _ in range(steps))
-        return [
-            plain(f"{name}: images/s, of bare steps'", rate / bare),
-            plain(f"{name}: images", rate, "/s"),
-            at_most(waiting_text, waiting, 5, "%"),
-        ]
+        rate = _train_rate(config, folder)
+    bare = images / statistics.median(seconds(step) for _ in range(config.steps))
+    return [
+        plain(f"{name}: images/s, of bare steps'", rate / bare),
+        plain(f"{name}: images", rate, "/s"),
+        at_most(f"{name}: {WAITING}", 100 * watch.share(skip=config.steps // 3), 5, "%"),
+    ]
+
+
+def _training_on_cpu(name: str, config: TrainConfig, folder: Path) -> list[Row]:
+    config = replace(config, steps=20, log_every=1)
+    step, images = bare_step(config)
+    step()
+    with watched() as watch:
+        _train_rate(config, folder / "watched")
+    waiting, default = 100 * watch.share(skip=config.steps // 3), watch.workers
     # With the default among them, which need not be trained twice.
     configs = {"default": config}
     configs |= {f"{n} workers": replace(config, workers=n) for n in (0, 1) if n != default}
     rates: Times = {"bare": [], **{key: [] for key in configs}}
     # In changing order, and often: with and without a loader process differ by less than one turn.
     for turn in range(5):
-        rates["bare"].append(images / statistics.median(seconds(step) for _ in range(steps)))
+        rates["bare"].append(images / statistics.median(seconds(step) for _ in range(config.steps)))
         for key in sorted(configs, reverse=turn % 2 == 0):
             rates[key].append(_train_rate(configs[key], folder / f"{key} {turn}"))
     with_one, without = (key if key in rates else "default" for key in ("1 workers", "0 workers"))
@@ -119,7 +126,7 @@ def _training_rows(name: str, config: TrainConfig, folder: Path) -> list[Row]:
         at_least(f"{name}: images/s, of bare steps'", ratio(rates, "default", "bare"), 0.85),
         plain(f"{name}: images", statistics.median(rates["default"]), "/s"),
         at_least(f"{name}: with one loader process, of without", faster, 1),
-        plain(waiting_text, waiting, "%"),
+        plain(f"{name}: {WAITING}", waiting, "%"),
     ]
 
 
