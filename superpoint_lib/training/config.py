@@ -448,7 +448,7 @@ RECIPES: dict[str, TrainConfig] = {
         labels=("runs/labels-full-first",),
         repeatability_weight=0.0,
         freeze_norm_after=1.0,  # a change there would be compiled anew
-        steps=2500,
+        steps=2000,
         learning_rate=2e-3,
         compile=True,
     ),
@@ -457,14 +457,14 @@ RECIPES: dict[str, TrainConfig] = {
         init="runs/full-first.safetensors",
         labels=("runs/labels-full-second",),
         repeatability_weight=0.0,
-        steps=3000,
+        steps=2400,
         compile=True,
     ),
     "full-superpoint": replace(
         _WIDE,
         init="runs/full-second.safetensors",
         labels=("runs/labels-full",),
-        steps=6000,
+        steps=5000,
         compile=True,
     ),
     "superpoint-open": replace(
