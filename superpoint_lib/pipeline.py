@@ -158,7 +158,7 @@ def plan(
     where = f"profile {profile}"
     stages: list[Stage] = []
     latest: dict[Path, dict[str, Any]] = {}  # of each notebook, the parameters of its last round
-    for name, path in _in_rounds(values, where).items():
+    for name, path in _stage_notebooks(values, where).items():
         latest[path] = latest.get(path, {}) | values.get(name, {})
         earlier = [stage.name for stage in stages]
         stages.append(_stage(name, path, latest[path], run_dir, earlier, where))
@@ -275,7 +275,7 @@ def widget_errors(notebook: nbformat.NotebookNode) -> list[str]:
     ]
 
 
-def _in_rounds(values: Mapping[str, Any], where: str) -> dict[str, Path]:
+def _stage_notebooks(values: Mapping[str, Any], where: str) -> dict[str, Path]:
     """The notebook of each stage of a profile, ``{stage: notebook}`` in the order they run.
 
     Each notebook once, in order. Those of later rounds follow, round by round, before the notebooks
@@ -518,11 +518,12 @@ def _write_pages(profile: str, run_dir: Path, reports: Sequence[StageReport]) ->
     """Render what lies in the run's folder, whether of this call or of earlier ones."""
     failures = {report.name: report for report in reports if report.status == "failed"}
     pages: list[Page] = []
-    for name, notebook in _in_rounds(load_profile(profile), f"profile {profile}").items():
-        record = _record(run_dir / name)
+    for stage in plan(profile, run_dir=run_dir):
+        name = stage.name
+        record = _record(stage.output)
         if name in failures:
             failed = run_dir / f"{name}.failed.ipynb"
-            source = failed if failed.is_file() else notebook
+            source = failed if failed.is_file() else stage.notebook
             note = f"failed: {failures[name].message}"
             pages.append(render_page(source, run_dir, name, note=note, failed=True))
         elif record is not None and (run_dir / f"{name}.ipynb").is_file():
