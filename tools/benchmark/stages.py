@@ -219,19 +219,15 @@ def extraction() -> list[Row]:
     model = SuperPoint.from_pretrained("superpoint").to(DEVICE)
     standard = SuperPoint.from_pretrained("superpoint").to(DEVICE)
     standard.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    precisions = {"float32": False}
-    if uses_bfloat16("auto", DEVICE):
-        precisions = {"bfloat16": True, **precisions}
+    precisions = _precisions()
     rows = []
     for batch, turns in ((1, 9), (8, 3)):
         report(f"batch {batch}, {' and '.join(precisions)}")
         images = picture_batch(batch, 480, 640)
         works: dict[str, Work] = {"plain": partial(plain_extract, standard, images)}
-        for name, bf16 in precisions.items():
-            # What "auto" takes is measured as a user gets it.
-            chosen: Precision = "auto" if name == next(iter(precisions)) else "float32"
-            works[f"bare {name}"] = bare_forward(model, images, bf16)
-            works[name] = partial(extract, model, images, precision=chosen)
+        for name, precision in precisions.items():
+            works[f"bare {name}"] = bare_forward(model, images, name == "bfloat16")
+            works[name] = partial(extract, model, images, precision=precision)
         times = in_turns(works, turns)
         for name in precisions:
             label = f"batch {batch}, {name}"
@@ -239,10 +235,18 @@ def extraction() -> list[Row]:
             rows.append(at_least(f"{label}: of the bare forward's speed", share, 0.85))
             what, faster = f"{label}: of the plain form's speed", ratio(times, "plain", name)
             # The goal is for processors with bfloat16: in float32 both do the same convolutions.
-            rows.append(at_least(what, faster, 3) if precisions[name] else plain(what, faster))
+            lower = name == "bfloat16"
+            rows.append(at_least(what, faster, 3) if lower else plain(what, faster))
             rate = batch / statistics.median(times[name])
             rows.append(plain(f"{label}: pictures", rate, "/s"))
     return rows
+
+
+def _precisions() -> dict[str, Precision]:
+    """What the network can compute in here, the default first, and how to ask for it."""
+    if uses_bfloat16("auto", DEVICE):
+        return {"bfloat16": "auto", "float32": "float32"}
+    return {"float32": "auto"}
 
 
 def matching() -> list[Row]:
@@ -283,13 +287,18 @@ def refinement() -> list[Row]:
     assert isinstance(features0, Features) and isinstance(features1, Features)
     matches, _ = match(features0, features1)
     ends = features0.keypoints[matches[:, 0]], features1.keypoints[matches[:, 1]]
-    works: dict[str, Work] = {
-        "look": partial(extract, model, image0),
-        "refine": partial(refine_matches, image0, image1, *ends, np.eye(3)),
+    looks: dict[str, Work] = {
+        name: partial(extract, model, image0, precision=precision)
+        for name, precision in _precisions().items()
     }
-    times = in_turns(works, 9)
-    share = ratio(times, "refine", "look")
-    return [plain("refining all matches: of the time of one look", share)]
+    refine = partial(refine_matches, image0, image1, *ends, np.eye(3))
+    times = in_turns({"refine": refine, **looks}, 9)
+    return [
+        plain(
+            f"refining all matches: of the time of one look in {name}", ratio(times, "refine", name)
+        )
+        for name in looks
+    ]
 
 
 def evaluation() -> list[Row]:
