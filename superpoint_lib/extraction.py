@@ -23,6 +23,7 @@ from superpoint_lib.geometry.cells import CELL_SIZE
 from superpoint_lib.model import Precision, exact_float32, uses_bfloat16
 
 MIN_IMAGE_SIZE = 16
+_FLOATING = (np.float16, np.float32, np.float64)
 _RGB_WEIGHTS = (0.299, 0.587, 0.114)
 _FLOAT32_INTEGERS = 2**24
 _BLOCK = 64  # similarities in a block of `_nearest`
@@ -523,10 +524,16 @@ def prepare_images(image: Tensor | NDArray[Any]) -> tuple[Tensor, bool]:
 
 
 def _tensor(image: Any) -> Tensor:
-    array = np.ascontiguousarray(image)
-    if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
+    array = np.asarray(image)
+    if array.dtype != np.uint8 and array.dtype.newbyteorder("=") not in _FLOATING:
         raise _wrong_type(array.dtype)
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
+    return _from_numpy(array)
+
+
+def _from_numpy(array: NDArray[Any]) -> Tensor:
+    """A tensor of any array that PyTorch has a type for, whatever its order in memory."""
+    native = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+    return torch.from_numpy(native if native.flags.writeable else native.copy())
 
 
 def _to_unit_range(pixels: Tensor) -> Tensor:
@@ -633,7 +640,8 @@ def _descriptors(features: HasDescriptors, name: str) -> Tensor:
             f"{name} has no descriptors (a detector alone, such as MagicPoint, gives none); "
             "extract with a SuperPoint"
         )
-    tensor = torch.as_tensor(descriptors)
+    array = descriptors if isinstance(descriptors, Tensor) else np.asarray(descriptors)
+    tensor = array if isinstance(array, Tensor) else _from_numpy(array)
     if not len(tensor):
         return tensor.float()
     if tensor.ndim != 2 or not tensor.is_floating_point():

@@ -9,10 +9,10 @@ import copy
 import math
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self, TypeVar
+from typing import Literal, Self, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -200,7 +200,9 @@ class MagicPoint(nn.Module):
         """
         weights = load_weights(name_or_path)
         where = str(name_or_path)
-        model = cls(configuration.from_dict(ModelConfig, weights.config, where=where))
+        config = configuration.from_dict(ModelConfig, weights.config, where=where)
+        with _own_randomness():
+            model = cls(config)
         model.load_state_dict(_matching_state(model, weights, where))
         # The order of memory in which convolutions are fastest; outputs are in the usual one.
         return model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -283,7 +285,8 @@ def fold_batch_norm(model: M) -> M:
             f"this model has norm={config.norm!r}, norm_order={config.norm_order!r}"
         )
     plain = configuration.replace(config, norm="none", norm_outputs=False)
-    folded = type(model)(plain).to(next(model.parameters()))
+    with _own_randomness():
+        folded = type(model)(plain).to(next(model.parameters()))
     state = {}
     for name, block in model.named_modules():
         if isinstance(block, ConvBlock):
@@ -294,7 +297,14 @@ def fold_batch_norm(model: M) -> M:
 
 
 def uses_bfloat16(precision: Precision, device: torch.device) -> bool:
-    """Whether to compute in bfloat16: "auto" does where ``device`` multiplies it in hardware."""
+    """Whether to compute in bfloat16: "auto" does where ``device`` multiplies it in hardware.
+
+    Raises:
+        ValueError: an unknown precision.
+    """
+    known = get_args(Precision)
+    if precision not in known:
+        raise ValueError(f"precision must be one of {', '.join(known)}, got {precision!r}")
     if precision != "auto":
         return precision == "bf16"
     if device.type == "cuda":
@@ -312,12 +322,27 @@ def exact_float32(exact: bool) -> Iterator[None]:
 
     It would by default (TF32), as PyTorch sets it.
     """
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = before and not exact
+    # PyTorch 2.9 has a new switch, and refuses to read the old one once the new one was used.
+    convolutions = getattr(torch.backends.cudnn, "conv", None)
+    switch, name, exactly = (
+        (convolutions, "fp32_precision", "ieee")
+        if convolutions is not None
+        else (torch.backends.cudnn, "allow_tf32", False)
+    )
+    before = getattr(switch, name) if exact else exactly
+    if before not in ("tf32", True):
+        yield
+        return
+    setattr(switch, name, exactly)
     try:
         yield
     finally:
-        torch.backends.cudnn.allow_tf32 = before
+        setattr(switch, name, before)
+
+
+def _own_randomness() -> AbstractContextManager[None]:
+    """Inside, what a new network draws, to be overwritten, is not taken from anyone's sequence."""
+    return torch.random.fork_rng(devices=[])
 
 
 def _norm_layer(channels: int, config: ModelConfig) -> nn.Module:

@@ -16,6 +16,7 @@ square of their scale.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -97,7 +98,11 @@ def extract_multiscale(
     images, is_batch = prepare_images(image)
     size = (images.shape[-2], images.shape[-1])
     levels = (1.0, *pyramid)
-    if not scales or min(scales) * min(levels) * min(size) < MIN_IMAGE_SIZE:
+    # Rounded to pixels of a smaller picture, -1 may become 0.
+    if min(nms_radius, border) < 0:
+        raise ValueError(f"nms_radius and border must be 0 or more, got {nms_radius} and {border}")
+    least = min(scales, default=0) * min(levels) * min(size)
+    if least < MIN_IMAGE_SIZE or not all(map(math.isfinite, (*scales, *levels))):
         raise ValueError(
             f"scales must be positive and leave images of {MIN_IMAGE_SIZE} px or more, got "
             f"{tuple(scales)}{f', times {tuple(pyramid)}' if pyramid else ''}, for an image of "

@@ -244,7 +244,16 @@ def test_code_in_a_pickle_is_refused_and_not_run(plain_pickle, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["net.pth", "net.safetensors"])
-@pytest.mark.parametrize("content", [b"", b"not weights at all", b"\x80\x02}q\x00"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"not weights at all",
+        b"\x80\x02}q\x00",
+        b"hello world, this is text\n",
+        b"epoch,loss\n1,2\n",
+    ],
+)
 def test_damaged_file_is_named(name, content, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=name.replace(".", r"\.")):

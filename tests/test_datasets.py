@@ -1,4 +1,5 @@
 import json
+import time
 from pathlib import Path
 
 import cv2
@@ -182,6 +183,9 @@ def test_labels_come_back_as_they_were(tmp_path):
     assert labels.keypoint_scores.tolist() == [0.5, 0.25]
     assert labels.size == (24, 32) and labels.settings == {"warps": 100}
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["b.npz"]
+    # Whatever the ending.
+    save_labels(tmp_path / "c/b.lbl", keypoints, np.array([0.5, 0.25]), (24, 32), {})
+    assert [path.name for path in (tmp_path / "c").iterdir()] == ["b.lbl"]
 
 
 def test_labels_without_keypoints(tmp_path):
@@ -198,6 +202,21 @@ def test_bad_label_files_are_named(tmp_path):
     (tmp_path / "empty.npz").write_bytes(b"")
     with pytest.raises(ValueError, match=r"empty\.npz"):
         load_labels(tmp_path / "empty.npz")
+    whole = tmp_path / "whole.npz"
+    save_labels(whole, np.ones((3, 2)), np.ones(3), (8, 8), {}, np.ones(3))
+    content = bytearray(whole.read_bytes())
+    content[content.index(b"PK\x01\x02") + 8] |= 1  # one bit, and it looks encrypted
+    (tmp_path / "bit.npz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"bit\.npz"):
+        load_labels(tmp_path / "bit.npz")
+    for name, change in (
+        ("two", {"probabilities": np.ones(2)}),
+        ("nothing", {"settings": np.asarray("null")}),
+    ):
+        with np.load(whole) as arrays:
+            np.savez(tmp_path / f"{name}.npz", **{**arrays, **change})
+        with pytest.raises(ValueError, match=rf"{name}\.npz"):
+            load_labels(tmp_path / f"{name}.npz")
     np.savez(tmp_path / "lacks.npz", keypoints=np.empty((0, 2)))
     with pytest.raises(ValueError, match="keypoint_scores"):
         load_labels(tmp_path / "lacks.npz")
@@ -340,6 +359,16 @@ def test_whole_pictures_and_drawn_shapes_mix(scene):
     assert RawSamples(dataset)[0].keys() == RawSamples(dataset)[1].keys()
 
 
+def test_photographs_among_shapes_take_every_warp_and_every_picture_in_turn(folders):
+    ways = HOMOGRAPHY_PRESETS["coco"], HOMOGRAPHY_PRESETS["identity"]
+    config = ShapesConfig(canvas_height=96, canvas_width=128, height=48, width=64)
+    photos = PhotoDataset([folders[0]], [folders[1]], 48, 64, homography=ways)
+    mixed = MixedDataset(photos, ShapesDataset(config, views=2, **PLAIN), every=2)
+    seen = [mixed.labelled(i) for i in range(1, 12, 2)]  # six pictures: an epoch
+    assert [one.homography for one in seen] == 3 * list(ways)
+    assert len({round(float(one.image.mean())) for one in seen}) == 6
+
+
 def test_enlarged_photos_show_fewer_of_their_keypoints(folders):
     def seen(enlarge: float) -> int:
         dataset = PhotoDataset([folders[0]], [folders[1]], 48, 64, enlarge=enlarge)
@@ -418,10 +447,10 @@ def test_drawn_shapes_among_photographs(tmp_path):
     dataset = MixedDataset(photos, ShapesDataset(config, views=2), every=3)
     described = [bool(dataset[i]["described"]) for i in range(7)]
     assert described == [False, True, True, False, True, True, False]
-    for i in (1, 4):
+    for i, own in zip((1, 2, 4, 5), range(4), strict=True):
         photo = dataset[i]
         del photo["described"]
-        assert_same(photo, photos[i])
+        assert_same(photo, photos[own])
     for i in (0, 3):
         drawn = dataset[i]
         assert drawn.keys() == {*photos[1], "described"}
@@ -544,7 +573,7 @@ def test_several_folders_with_one_export_or_a_folder_each(tmp_path):
         PhotoDataset(images, labels * 2, 48, 64)
 
 
-def test_what_cannot_be_used_is_listed(folders):
+def test_what_cannot_be_used_is_listed(folders, monkeypatch):
     images, labels = folders
     write_picture(images / "unlabelled.png", gray(9))
     (images / "broken.jpg").write_bytes(b"not a picture")
@@ -558,6 +587,16 @@ def test_what_cannot_be_used_is_listed(folders):
     assert "unlabelled.npz" in reasons["unlabelled.png"]
     assert "broken.jpg" in reasons["broken.jpg"]
     assert "odd.npz" in reasons["odd.png"]
+    # Missing labels first, then in the order of the pictures, whichever was read sooner.
+    slow = load_labels
+
+    def late(path):
+        time.sleep(0.1 * (Path(path).name == "broken.npz"))
+        return slow(path)
+
+    monkeypatch.setattr("superpoint_lib.datasets.photos.load_labels", late)
+    again = PhotoDataset([images], [labels], 48, 64)
+    assert again.skipped == dataset.skipped
 
 
 def test_labels_belong_to_one_picture(folders):
@@ -582,7 +621,7 @@ def test_a_picture_found_unreadable_later_is_replaced(folders):
 def test_the_cache_stops_at_its_limit(folders, monkeypatch):
     monkeypatch.setattr("superpoint_lib.datasets.photos._READ_CHUNK", 2)
     dataset = PhotoDataset([folders[0]], [folders[1]], 48, 64, cache_bytes=3 * 48 * 64)
-    assert len(dataset._cache) == 4
+    assert len(dataset._cache) == 3
     whole = PhotoDataset([folders[0]], [folders[1]], 48, 64)
     for i in range(6):
         assert_same(dataset[i], whole[i])

@@ -1,5 +1,7 @@
 """Decoding, suppression, refinement, sampling, matching, and extract as a whole."""
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import cv2
@@ -12,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from superpoint_lib import extraction
+from superpoint_lib.adaptation import AdaptConfig, adapt_heatmap
 from superpoint_lib.datasets import bundled_photos
 from superpoint_lib.extraction import (
     FeatureArrays,
@@ -25,7 +28,13 @@ from superpoint_lib.extraction import (
     sample_descriptors,
     soft_argmax,
 )
-from superpoint_lib.model import MagicPoint, ModelConfig, SuperPoint
+from superpoint_lib.model import (
+    MagicPoint,
+    ModelConfig,
+    SuperPoint,
+    exact_float32,
+    fold_batch_norm,
+)
 
 SMALL = ModelConfig(descriptor_dim=16, channels=(8, 8, 16, 16), head_channels=24, norm="none")
 
@@ -674,6 +683,25 @@ def test_match_takes_numpy_and_mixed_precision():
     assert torch.equal(match(features, described(d1))[0], expected)
 
 
+@pytest.mark.filterwarnings("error")
+def test_arrays_may_lie_in_memory_in_any_order():
+    d0, d1 = noisy_pair()
+    backwards = d0.numpy()[::-1]
+    backwards.flags.writeable = False
+    expected = match(described(d0.flip(0)), described(d1))[0]
+    assert torch.equal(match(described(backwards), described(d1))[0], expected)
+    swapped = d0.numpy().astype(">f4")
+    assert torch.equal(
+        match(described(swapped), described(d1))[0], match(described(d0), described(d1))[0]
+    )
+    image = rng().random((32, 40), dtype=np.float32)
+    plain = extract(superpoint(), image, threshold=0, precision="float32")
+    other = extract(superpoint(), image.astype(">f4"), threshold=0, precision="float32")
+    assert torch.equal(plain.keypoints, other.keypoints)
+    with pytest.raises(ValueError, match=r"longdouble|float128"):
+        extract(superpoint(), image.astype(np.longdouble))
+
+
 def test_match_refuses_what_it_cannot_compare():
     some = described(torch.ones(2, 4))
     with pytest.raises(ValueError, match="4 in features0, 8 in features1"):
@@ -687,15 +715,56 @@ def test_match_refuses_what_it_cannot_compare():
 # ------------------------------------------------------------------ devices
 
 
-@pytest.mark.parametrize(("precision", "rounds"), [("float32", False), ("bf16", True)])
-def test_float32_asked_for_is_not_rounded_by_a_gpu(precision, rounds, monkeypatch):
+@pytest.mark.parametrize(("precision", "rounding"), [("float32", "ieee"), ("bf16", "tf32")])
+def test_float32_asked_for_is_not_rounded_by_a_gpu(precision, rounding):
     """The switch is PyTorch's for cuDNN; it can be set and read without a GPU."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    switch = torch.backends.cudnn.conv
+    assert switch.fp32_precision == "tf32"  # PyTorch's default
     model, seen = superpoint(), []
-    model.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    model.register_forward_hook(lambda *_: seen.append(switch.fp32_precision))
     extract(model, uniform(1, 32, 40), precision=precision)
-    assert seen == [rounds]
-    assert torch.backends.cudnn.allow_tf32
+    config = AdaptConfig(warps=1, precision=precision)
+    adapt_heatmap(model, uniform(1, 1, 32, 40), np.eye(3, dtype=np.float32)[None], config)
+    assert seen == [rounding, rounding]
+    assert switch.fp32_precision == "tf32"
+
+
+def test_the_switch_of_older_pytorch_is_used_where_there_is_no_other(monkeypatch):
+    older = SimpleNamespace(allow_tf32=True)
+    monkeypatch.setattr(torch.backends, "cudnn", older)
+    with exact_float32(False):
+        assert older.allow_tf32
+    with exact_float32(True):
+        assert not older.allow_tf32
+    assert older.allow_tf32
+
+
+def test_whoever_sets_how_float32_is_rounded_keeps_it():
+    """In a process of its own: PyTorch remembers which of its switches were used."""
+    code = """
+import numpy as np, torch
+from superpoint_lib import MagicPoint, extract
+torch.backends.fp32_precision = "ieee"
+model, image = MagicPoint(), np.zeros((32, 40), np.float32)
+for precision in ("auto", "float32"):
+    extract(model, image, precision=precision)
+    print(torch.backends.fp32_precision, torch.backends.cudnn.conv.fp32_precision)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["ieee"] * 4
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(ValueError, match=r"precision must be one of auto, bf16, float32.*bfloat16"):
+        extract(superpoint(), uniform(1, 32, 40), precision="bfloat16")
+
+
+def test_reading_weights_takes_nothing_from_anyones_random_numbers():
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    fold_batch_norm(MagicPoint.from_pretrained("magicpoint"))
+    assert torch.equal(torch.rand(1), expected)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

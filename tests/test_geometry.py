@@ -1,5 +1,6 @@
 import dataclasses
 import math
+from functools import partial
 
 import cv2
 import kornia
@@ -765,3 +766,21 @@ def test_a_gpu_gives_the_same(photograph):
     assert (mask.cpu().numpy() != valid_mask(H, 240, 320, border=3)).mean() < 1e-4
     with pytest.raises(ValueError, match="CPU tensors"):
         warp_images(images.cuda(), H, backend="opencv")
+
+
+def test_whole_numbers_warp_to_fractions():
+    points, H = torch.tensor([[1, 2]]), torch.diag(torch.tensor([1, 1, 2]))
+    assert warp_points(points, H).tolist() == [[0.5, 1.0]]
+    assert warp_points(points.numpy(), H.numpy()).tolist() == [[0.5, 1.0]]
+
+
+def test_a_single_channel_stays():
+    image = np.random.default_rng(0).random((40, 50, 1), dtype=np.float32)
+    for resize in (
+        partial(resize_and_crop, height=20, width=20),
+        partial(resize_short_side, size=20),
+    ):
+        one, transform = resize(image)
+        flat, same = resize(image[..., 0])
+        assert one.shape == (*flat.shape, 1) and np.array_equal(one[..., 0], flat)
+        assert np.array_equal(transform, same)

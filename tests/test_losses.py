@@ -245,6 +245,8 @@ def test_sharpening_by_hand():
     # The log-odds are multiplied.
     logit = np.log(sharper[1:4] / (1 - sharper[1:4]))
     np.testing.assert_allclose(logit, 2 * np.log(p[1:4] / (1 - p[1:4])), rtol=1e-5, atol=1e-6)
+    hard = sharpen_probabilities(np.float32([0, 0.4, 0.5, 0.6, 1]), 1000)
+    assert hard.tolist() == [0, 0, 0.5, 1, 1]
     with pytest.raises(ValueError, match="exponent is 0"):
         sharpen_probabilities(p, 0)
 
@@ -831,3 +833,17 @@ def test_infonce_refuses_a_temperature_of_zero():
     maps = torch.zeros(1, 8, 3, 4)
     with pytest.raises(ValueError, match="temperature is 0"):
         descriptor_infonce_loss(maps, maps, translation(0, 0), temperature=0)
+
+
+def test_any_threshold_and_no_reach_below_one():
+    logits = torch.zeros(1, 65, 2, 2)
+    labels = torch.full((1, 2, 2), 64)
+    labels[0, 0, 0] = 9
+    offsets = torch.full((1, 2, 2, 2), 0.3)
+    # Of flat logits the highest pixel is not above 1/65, but above 0.
+    assert position_loss(logits, labels, offsets, threshold=1 / 65) == 0
+    assert position_loss(logits, labels, offsets, threshold=0) > 0
+    H = torch.eye(3)[None]
+    assert agreement_loss(logits, logits, labels, H, threshold=0) == 0
+    with pytest.raises(ValueError, match="reach must be 1"):
+        repeatability_loss(logits, logits, H, reach=0)

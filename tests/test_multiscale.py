@@ -167,7 +167,13 @@ def test_a_detector_alone_gives_no_descriptors_and_a_batch_a_list(photo):
     assert len(blank) == 0
 
 
-@pytest.mark.parametrize("scales", [(), (0.0,), (-1.0, 1.0), (0.05,)])
+@pytest.mark.parametrize("setting", [{"nms_radius": -1}, {"border": -1}])
+def test_negative_settings_are_refused_though_they_round_to_none(model, photo, setting):
+    with pytest.raises(ValueError, match="must be 0 or more"):
+        extract_multiscale(model, photo, (0.4,), **setting)
+
+
+@pytest.mark.parametrize("scales", [(), (0.0,), (-1.0, 1.0), (0.05,), (np.inf,), (1.0, np.nan)])
 def test_scales_are_checked(model, photo, scales):
     with pytest.raises(ValueError, match="scales must be positive"):
         extract_multiscale(model, photo, scales)

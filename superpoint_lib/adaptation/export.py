@@ -35,8 +35,9 @@ from superpoint_lib.paths import list_images
 _READERS = 2
 _WAITING = 4  # pictures that wait for others of their size, in batches
 
-# What decides the labels of a picture. The rest (where, how fast) may change between two starts
-# of one export.
+# What decides the labels of a picture. The rest (where, how fast, how exactly) may change between
+# two starts of one export: bfloat16 moves keypoints by a small part of a pixel, and an export may
+# go on on another machine.
 _LABEL_SETTINGS = (
     "warps",
     "aggregation",
@@ -232,7 +233,8 @@ def export_labels(
     at all, complete ones are kept, and labels made with other settings or other weights are
     refused rather than mixed. A picture that cannot be read is listed in the report and changes
     nothing else. The labels of a picture depend on the settings and its relative path only, not
-    on batches, order or number of processes. Several processes share the work by ``rank`` and
+    on batches, order or number of processes (nor, but for parts of a pixel, on ``precision``, which
+    may differ between two starts). Several processes share the work by ``rank`` and
     ``world``; each writes its own pictures, and none waits for another.
 
     Args:

@@ -20,7 +20,7 @@ from superpoint_lib.geometry import (
     warp_images,
 )
 from superpoint_lib.geometry.cells import CELL_SIZE
-from superpoint_lib.model import uses_bfloat16
+from superpoint_lib.model import exact_float32, uses_bfloat16
 from superpoint_lib.multiscale import geometric_mean
 
 
@@ -171,6 +171,7 @@ def _observe(
     warped = warped.to(memory_format=torch.channels_last)
     with (
         torch.inference_mode(),
+        exact_float32(config.precision == "float32"),
         torch.autocast(
             images.device.type,
             dtype=torch.bfloat16,

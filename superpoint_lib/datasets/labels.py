@@ -71,8 +71,9 @@ def save_labels(
         _check_keypoints(path, keypoints, probabilities)
         arrays["probabilities"] = np.asarray(probabilities, np.float32)
 
-    with atomic_path(path) as temporary:
-        np.savez(temporary, **arrays)
+    # Given a name, numpy would add an ending of its own.
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)
 
 
 def load_labels(path: str | Path) -> Labels:
@@ -91,9 +92,14 @@ def load_labels(path: str | Path) -> Labels:
             height, width = (int(side) for side in file["size"])
             settings = json.loads(str(file["settings"]))
             probabilities = file.get("probabilities")
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, KeyError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
+        # RuntimeError: damage can look like encryption, or like an unknown compression.
         raise ValueError(f"{path} is not a readable label file: {error}") from error
-    _check_keypoints(path, keypoints, scores)
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} is not a readable label file: its settings are {settings!r}")
+    for values in (scores, probabilities):
+        if values is not None:
+            _check_keypoints(path, keypoints, values)
     return Labels(keypoints, scores, (height, width), settings, probabilities)
 
 

@@ -46,7 +46,8 @@ class MixedDataset(Samples):
     def labelled(self, index: int) -> Labelled:
         """Sample ``index`` before it is augmented; drawn pictures are uint8 like photographs."""
         if index % self.every:
-            return self.photos.labelled(index)._replace(described=True)
+            # Numbered on their own, so that they see every picture and take every warp in turn.
+            return self.photos.labelled(index - index // self.every - 1)._replace(described=True)
         drawn = self.shapes.labelled(index // self.every)
         certain = np.ones(len(drawn.keypoints), np.float32) if self.photos.targets else None
         image = (drawn.image * 255).round().astype(np.uint8)

@@ -219,17 +219,19 @@ class PhotoDataset(Samples):
         with ThreadPoolExecutor() as pool:
             for start in range(0, len(pictures) if cache_bytes else 0, _READ_CHUNK):
                 chunk = pictures[start : start + _READ_CHUNK]
-                for picture, loaded in zip(chunk, pool.map(self._try_load, chunk), strict=True):
-                    if loaded is None:
+                for picture, loaded in zip(chunk, pool.map(self._load, chunk), strict=True):
+                    if isinstance(loaded, str):
+                        self.skipped.append((picture, loaded))
                         del self._labels[picture]
-                    else:
+                    elif cache_bytes > 0:
                         cache[picture] = loaded
                         cache_bytes -= loaded.image.nbytes + loaded.keypoints.nbytes
                 if cache_bytes <= 0:
                     break
         return cache
 
-    def _try_load(self, picture: Path) -> _Picture | None:
+    def _load(self, picture: Path) -> _Picture | str:
+        """The picture with its labels, or the reason why there is none."""
         try:
             labels = load_labels(self._labels[picture])
             if self.targets and labels.probabilities is None:
@@ -239,9 +241,7 @@ class PhotoDataset(Samples):
                 )
             image = read_label_image(picture, labels.size)
         except (ValueError, OSError) as error:
-            self.skipped.append((picture, str(error)))
-            self._unreadable.add(picture)
-            return None
+            return str(error)
         kept = labels.keypoint_scores >= self.threshold
         probabilities = None
         if self.targets and labels.probabilities is not None:
@@ -259,9 +259,11 @@ class PhotoDataset(Samples):
             picture = self.pictures[self._order[1][(position + shift) % len(self.pictures)]]
             if picture in self._unreadable:
                 continue
-            loaded = self._cache.get(picture) or self._try_load(picture)
-            if loaded is not None:
+            loaded = self._cache.get(picture) or self._load(picture)
+            if not isinstance(loaded, str):
                 return loaded
+            self.skipped.append((picture, loaded))
+            self._unreadable.add(picture)
         raise ValueError(f"none of the {len(self.pictures)} pictures can be read any more")
 
     def labelled(self, index: int) -> Labelled:

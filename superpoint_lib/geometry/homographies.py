@@ -41,7 +41,8 @@ def warp_points(points: Array, H: np.ndarray | torch.Tensor) -> Array:
 # Both versions multiply element by element: a matrix product would run in bfloat16 under autocast
 # and in TF32 on recent GPUs, and lose whole pixels.
 def _warp_tensor_points(points: torch.Tensor, H: torch.Tensor) -> torch.Tensor:
-    kind = points.dtype if points.is_floating_point() else H.dtype
+    floating = torch.promote_types(H.dtype, torch.float32)
+    kind = points.dtype if points.is_floating_point() else floating
     work = torch.promote_types(torch.promote_types(points.dtype, H.dtype), torch.float32)
     x, y = points.to(work).unbind(-1)
     row_x, row_y, row_w = H.to(work)[..., None, :, :].unbind(-2)

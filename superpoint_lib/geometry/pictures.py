@@ -89,6 +89,8 @@ def _resize(image: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.
     # Area averaging is OpenCV's anti-aliased way down; it is plain nearest neighbour on the way up.
     interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     resized = cv2.resize(image, (width, height), interpolation=interpolation)
+    # OpenCV drops a channel that is alone.
+    resized = resized.reshape(height, width, *image.shape[2:])
     return resized, resize_transform(width / old_width, height / old_height)
 
 

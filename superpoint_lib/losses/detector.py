@@ -87,7 +87,7 @@ def position_loss(
         found, value = _find_near(_log_heatmap(logits), label, reach, window)
         true = label + offsets.flatten(2).to(found)
         losses = F.huber_loss(found, true, reduction="none").sum(1)
-        counted = (labels < DUSTBIN).flatten(1) & (value > math.log(threshold))
+        counted = (labels < DUSTBIN).flatten(1) & (value > _log(threshold))
         weights = counted.to(losses.dtype)
         if valid is not None:
             weights = weights * valid.flatten(1)
@@ -133,7 +133,7 @@ def agreement_loss(
         pixel, inside = _pixels_of(moved, logits1.shape[2:])
         found1, value1 = _find_near(_log_heatmap(logits1), pixel, reach, window)
         counted = inside & (labels0 < DUSTBIN).flatten(1)
-        counted = counted & (torch.minimum(value0, value1) > math.log(threshold))
+        counted = counted & (torch.minimum(value0, value1) > _log(threshold))
         if valid1 is not None:
             counted = counted & valid_at(valid1, pixel)
         # Points at infinity are replaced: times a weight of 0 they would still be infinite.
@@ -170,15 +170,20 @@ def repeatability_loss(
         valid0, valid1: bool (B, Hc, Wc), or None for all.
         cost: of a keypoint, in keypoints found again. As each of a pair finds the other, a keypoint
             pays from a chance of half as much on.
-        reach: pixels along x and y within which a keypoint is found again.
+        reach: pixels along x and y within which a keypoint is found again, 1 or more.
 
     Returns:
         Scalar, from cost - 1 to cost.
+
+    Raises:
+        ValueError: a reach below 1.
 
     Source: to reward right matches, and charge for keypoints, is the idea of Tyszkiewicz et al.,
     DISK (2020), section 3; they sample, this is an expectation, and without the descriptors.
     Derived in notebook 04.
     """
+    if reach < 1:
+        raise ValueError(f"reach must be 1 px or more, got {reach}")
     with full_precision(logits0):
         heatmap0, heatmap1 = (_log_heatmap(logits).exp() for logits in (logits0, logits1))
         H_1to0 = adjugate(H_0to1)
@@ -226,6 +231,10 @@ def _sum_near(heatmap: Tensor, reach: int) -> Tensor:
     # Two means of squares, of 2 reach and of 2 pixels: quicker than one convolution.
     squares = F.avg_pool2d(F.pad(heatmap, [reach] * 4), 2 * reach, 1)
     return F.avg_pool2d(squares, 2, 1) * (2 * reach) ** 2
+
+
+def _log(threshold: float) -> float:
+    return math.log(threshold) if threshold > 0 else -math.inf
 
 
 def _log_heatmap(logits: Tensor) -> Tensor:

@@ -153,7 +153,9 @@ def sharpen_probabilities(probabilities: np.ndarray, exponent: float) -> np.ndar
     """
     if exponent <= 0:
         raise ValueError(f"exponent is {exponent}, must be above 0")
-    p, q = probabilities**exponent, (1 - probabilities) ** exponent
+    # Divided by the larger one first, or both would vanish with a large exponent.
+    larger = np.maximum(probabilities, 1 - probabilities)
+    p, q = (probabilities / larger) ** exponent, ((1 - probabilities) / larger) ** exponent
     return np.asarray(p / (p + q), probabilities.dtype)
 
 
