@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from superpoint_lib.evaluation.classical import bits_as_signs
 from superpoint_lib.extraction import Features
 from superpoint_lib.geometry.cells import CELL_SIZE
 from superpoint_lib.paths import atomic_path
@@ -62,7 +63,8 @@ def from_opencv_keypoints(
     Args:
         keypoints: N OpenCV keypoints, N may be 0.
         descriptors: (N, D) numbers as OpenCV's extractors return them, or None; floats are scaled
-            to unit length (a zero descriptor stays zero), uint8 ones are kept (binary strings).
+            to unit length (a zero descriptor stays zero), the bits of uint8 ones (ORB's, say) are
+            written as numbers of both signs, ``evaluation.classical.bits_as_signs``.
         image_size: (height, width) of the image they were found in.
 
     Returns:
@@ -78,9 +80,11 @@ def from_opencv_keypoints(
     if descriptors is not None:
         if len(descriptors) != len(points):
             raise ValueError(f"{len(points)} keypoints but {len(descriptors)} descriptors")
-        rows = torch.from_numpy(np.ascontiguousarray(descriptors[order]))
-        if rows.is_floating_point():
-            rows = nn.functional.normalize(rows, dim=1)
+        binary = descriptors.dtype == np.uint8
+        numbers = bits_as_signs(descriptors) if binary else descriptors
+        rows = nn.functional.normalize(
+            torch.from_numpy(np.ascontiguousarray(numbers[order])), dim=1
+        )
     return Features(
         torch.from_numpy(points[order]), torch.from_numpy(scores[order]), rows, image_size
     )

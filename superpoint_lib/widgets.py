@@ -646,9 +646,11 @@ def running_heatmaps(
     homographies = adaptation_homographies(config.warps, *padded, config.homography, rng)
     shape = (len(homographies), height, width)
     heatmaps, counts = torch.zeros(shape), torch.zeros(shape)
-    for turn, size in enumerate(config.sizes):
-        single = replace(config, aggregation="mean", filter_counts=0, sizes=(size,))
-        indices = range(turn, len(homographies), len(config.sizes))
+    # Every warp at all sizes, or each at its own.
+    turns = [config.sizes] if config.agree else [(size,) for size in config.sizes]
+    for turn, sizes in enumerate(turns):
+        single = replace(config, aggregation="mean", filter_counts=0, sizes=sizes)
+        indices = range(turn, len(homographies), len(turns))
         for some in (list(indices[i : i + FORWARD]) for i in range(0, len(indices), FORWARD)):
             # Copies of the image with one homography each: responses that are not added up.
             copies = image.expand(len(some), -1, -1, -1)

@@ -42,8 +42,13 @@ def test_from_opencv_keypoints_sorts_and_normalises():
     features = interop.from_opencv_keypoints(keypoints, descriptors)
     assert features.keypoints.tolist() == [[2, 4], [1, 2], [3, 6]]
     np.testing.assert_allclose(features.descriptors, [[0, 1], [0.6, 0.8], [0, 0]])
-    binary = interop.from_opencv_keypoints(keypoints, np.eye(3, 4, dtype=np.uint8))
-    assert binary.descriptors.dtype == torch.uint8
+    bits = np.array([[0b11110000], [0b11110001], [0b00001111]], np.uint8)
+    binary = interop.from_opencv_keypoints(keypoints, bits)
+    # Sorted: 0b11110001, 0b11110000, 0b00001111. Of 8 bits 1 and 7 differ from the first's.
+    np.testing.assert_allclose(
+        binary.descriptors @ binary.descriptors[0], [1, 6 / 8, -6 / 8], atol=1e-6
+    )
+    assert match(binary, binary)[0].tolist() == [[0, 0], [1, 1], [2, 2]]
     with pytest.raises(ValueError, match="3 keypoints but 2 descriptors"):
         interop.from_opencv_keypoints(keypoints, descriptors[:2])
 

@@ -271,6 +271,7 @@ def test_plot_history_compares_runs_and_smooths_without_bias():
     negative = plotting.plot_history([{"step": 1, "loss": -1.0}, {"step": 2, "loss": 1.0}])
     assert negative.axes[0].get_yscale() == "linear"
     assert plotting.plot_history([]).axes == []
+    assert plotting.plot_history({str(i): [] for i in range(9)}).axes == []
 
 
 def test_plot_differences_colours_gains_losses_and_neither():

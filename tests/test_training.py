@@ -158,6 +158,11 @@ def test_recipes_can_be_built_from_plain_values():
         ({"photometric": "strong+hash"}, "photometric: no preset 'hash'"),
         ({"whole_picture": True}, "whole_picture: needs data 'photos' and views 2"),
         ({"temperature": 0.0}, "temperature"),
+        ({"detector_weight": -1.0}, "detector_weight"),
+        ({"freeze_norm_after": -3.0}, "freeze_norm_after"),
+        ({"channels": (0, 8, 8, 8)}, "channels"),
+        ({"head_channels": 0}, "head_channels"),
+        ({"workers": -1}, "workers"),
         ({"learning_rat": 1.0}, "learning_rat"),
         ({"learning_rate": "1e-3"}, "learning_rate"),
     ],
@@ -724,6 +729,31 @@ def test_a_run_stopped_while_it_finishes_can_be_released(tmp_path, monkeypatch, 
     (tmp_path / "run" / "run.json").unlink()  # a run from before they did
     run(TINY, tmp_path / "run")
     assert release(tmp_path / "run", tmp_path / "small.safetensors").is_file()
+
+
+def test_a_stop_while_the_last_step_is_saved_is_not_lost(tmp_path, monkeypatch):
+    save = Run.save
+
+    def saving(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        save(self)
+
+    config = replace(TINY, checkpoint_every=TINY.steps)
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "save", saving)
+        with pytest.raises(KeyboardInterrupt, match="after step 6 of 6"):
+            run(config, tmp_path / "stopped")
+    again = run(config, tmp_path / "stopped")
+    assert same_weights(again.model, run(config, tmp_path / "straight").model)
+
+
+@pytest.mark.parametrize("name", ["config.json", "checkpoint.json"])
+def test_a_damaged_record_is_named(tmp_path, name):
+    run(TINY, tmp_path)
+    (tmp_path / name).write_text("{")
+    with pytest.raises(ConfigError, match=rf"{name} is damaged.*--no-resume"):
+        run(TINY, tmp_path)
+    run(TINY, tmp_path, resume=False)
 
 
 def test_a_folder_with_another_configuration_is_refused_by_key(tmp_path):

@@ -138,10 +138,12 @@ def test_matches_need_descriptors(image):
         widgets.explore_matches(replace(some, descriptors=None), some, image, image)
 
 
-@pytest.mark.parametrize("sizes", [(1.0,), (1.0, 1.5)])
+@pytest.mark.parametrize(
+    ("sizes", "agree"), [((1.0,), False), ((1.0, 1.5), False), ((1.0, 1.5), True)]
+)
 @pytest.mark.parametrize("aggregation", ["mean", "max"])
-def test_adaptation_adds_up_as_the_library_does(model, image, aggregation, sizes):
-    config = AdaptConfig(warps=11, aggregation=aggregation, border=2, sizes=sizes)
+def test_adaptation_adds_up_as_the_library_does(model, image, aggregation, sizes, agree):
+    config = AdaptConfig(warps=11, aggregation=aggregation, border=2, sizes=sizes, agree=agree)
     homographies = adaptation_homographies(11, 56, 80, "adaptation", np.random.default_rng(0))
     tensor = torch.from_numpy(np.rint(255 * image) / 255).float()[None, None]
     expected, _ = adapt_heatmap(model, tensor, homographies, config)

@@ -133,7 +133,7 @@ def orb(image: Image, max_keypoints: int | None = None) -> Features:
     Hamming distance, so that `superpoint_lib.match` ranks them as Hamming distance does.
     """
     detector = cv2.ORB.create(max_keypoints or _ORB_KEYPOINTS)
-    return _extract(detector, _signs, image, 32, max_keypoints)
+    return _extract(detector, bits_as_signs, image, 32, max_keypoints)
 
 
 def as_extractor(detector: Detector) -> Extractor:
@@ -206,9 +206,14 @@ def _root(descriptors: NDArray[Any]) -> NDArray[np.floating]:
     return np.sqrt(descriptors / np.maximum(descriptors.sum(axis=1, keepdims=True), 1e-12))
 
 
-def _signs(descriptors: NDArray[Any]) -> NDArray[np.floating]:
-    bits = np.unpackbits(descriptors.astype(np.uint8), axis=1)
-    return (2 * bits.astype(np.float32) - 1) / 16
+def bits_as_signs(descriptors: NDArray[Any]) -> NDArray[np.float32]:
+    """Write binary descriptors (N, B) of B bytes as (N, 8 B) numbers of unit length.
+
+    A set bit is 1 / sqrt(8 B), another one the same below zero: the larger the dot product of two,
+    the smaller their Hamming distance.
+    """
+    bits = np.unpackbits(np.asarray(descriptors, np.uint8), axis=1)
+    return (2 * bits.astype(np.float32) - 1) / np.float32(max(bits.shape[1], 1) ** 0.5)
 
 
 def _float_image(image: Image) -> Image:

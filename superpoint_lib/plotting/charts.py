@@ -165,9 +165,9 @@ def plot_history(
             for v in (run.get(key, np.ones(1)) for run in columns.values())
         )
         _finish_chart(ax, x, "", key.replace("_", " "), log_x, log_y and positive, legend=False)
-    if len(runs) > _INSIDE:
+    if len(runs) > _INSIDE and axes:
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper")
-    elif len(runs) > 1:
+    elif len(runs) > 1 and axes:
         axes[0].legend()
     return figure
 

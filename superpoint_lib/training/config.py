@@ -176,10 +176,22 @@ class TrainConfig:
             "log_every",
             "checkpoint_every",
             "repeatability_reach",
+            "head_channels",
+            "descriptor_dim",
         ):
             if getattr(self, key) < 1:
                 raise ConfigError(f"{key}: must be at least 1, got {getattr(self, key)}")
+        if min(self.channels) < 1:
+            raise ConfigError(f"channels: must be at least 1 each, got {self.channels}")
+        if self.workers is not None and self.workers < 0:
+            raise ConfigError(f"workers: must not be negative, got {self.workers}")
         for key in (
+            "detector_weight",
+            "position_weight",
+            "agreement_weight",
+            "repeatability_weight",
+            "descriptor_weight",
+            "freeze_norm_after",
             "drawn_every",
             "learning_rate",
             "weight_decay",

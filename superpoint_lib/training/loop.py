@@ -148,10 +148,13 @@ def _train_steps(run: Run, dataset: Samples, progress: bool) -> None:
             if checkpoint:
                 run.save()
             if stop:
-                raise KeyboardInterrupt(
-                    f"stopped after step {run.step} of {config.steps}; saved in {run.run_dir}, the "
-                    "same call carries on"
-                )
+                break
+        # Asked again: it may have come while the last step was saved.
+        if interrupted():
+            raise KeyboardInterrupt(
+                f"stopped after step {run.step} of {config.steps}; saved in {run.run_dir}, the "
+                "same call carries on"
+            )
 
 
 def _freeze_norm(net: nn.Module) -> None:

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -123,7 +123,7 @@ class Run:
         record = self.run_dir / "checkpoint.json"
         if not record.is_file():
             return
-        values = json.loads(record.read_text())
+        values = _read_record(record)
         self.step, self.seconds = values["step"], values["seconds"]
         earlier = values.get("commits", [])
         finished = self.step == self.config.steps  # and only looked at now
@@ -192,7 +192,7 @@ def steps_done(run_dir: Path, config: TrainConfig) -> int | None:
     # Where nothing was learnt there is nothing to protect.
     if path.is_file() and (record.is_file() or (run_dir / "weights.safetensors").is_file()):
         # A field that is younger than the run had its default then.
-        before, now = to_dict(TrainConfig()) | json.loads(path.read_text()), to_dict(config)
+        before, now = to_dict(TrainConfig()) | _read_record(path), to_dict(config)
         changed = [
             key
             for key in sorted(before.keys() | now.keys())
@@ -204,7 +204,16 @@ def steps_done(run_dir: Path, config: TrainConfig) -> int | None:
                 f"{run_dir} holds a run with another configuration: {listed}. Use another folder, "
                 "or resume=False (--no-resume) to drop it and start again"
             )
-    return json.loads(record.read_text())["step"] if record.is_file() else None
+    return _read_record(record)["step"] if record.is_file() else None
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigError(
+            f"{path} is damaged ({error}); resume=False (--no-resume) drops the run and starts anew"
+        ) from error
 
 
 def claim(run_dir: Path, config: TrainConfig, resume: bool) -> None:
