@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, make_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, TypeVar
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from superpoint_lib.evaluation.protocols import ProtocolConfig
     from superpoint_lib.extraction import Features
     from superpoint_lib.model import MagicPoint, Precision
+    from superpoint_lib.pipeline import Stage
     from superpoint_lib.training import TrainConfig
 
 T = TypeVar("T")
@@ -49,6 +51,11 @@ HPatches  https://github.com/hpatches/hpatches-dataset (full image sequences), t
 PAIR_EXTRACTORS = ("superpoint", "sift", "orb")
 #: Behind the name of an extractor: with its matches refined.
 REFINED = ":refined"
+#: The notebooks that train a network with their parameters, and what they set besides.
+TRAININGS: dict[str, dict[str, Any]] = {
+    "02_magicpoint_training": {},
+    "05_staged_training": {"model": "superpoint", "data": "photos", "views": 2, "log_every": 20},
+}
 SHAPES_DETECTORS = ("magicpoint-synthetic", "magicpoint", "harris", "shi_tomasi", "fast")
 
 
@@ -84,9 +91,11 @@ class TrainStart:
     """A named configuration: magicpoint-synthetic, magicpoint-adapted, superpoint, and those that
     go on from there (superpoint_lib.training.RECIPES; an unknown name lists them all)."""
     profile: str = ""
-    """A profile of notebooks whose values for --stage are laid over the recipe."""
+    """A profile of notebooks: train as the notebook of --stage does in it. What the notebook does
+    not set comes from the recipe, if one is given, else from the one that the profile names."""
     stage: str = ""
-    """Number or name of the notebook to take from --profile."""
+    """Number or name of the notebook to take from --profile: 02, or 05, of which this is the
+    training of both heads; 05_staged_training_round2 where a profile runs it again."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +144,8 @@ class EvaluateOptions:
     that was stopped, or of another; it is kept in runs/evaluated. --no-resume neither takes nor
     keeps. Not for shapes."""
     output: Path = Path("runs/evaluation.json")
-    """Where the results go: this file, and a table of all pairs beside it (.csv)."""
+    """Where the results go: this name with the ending .json, and beside it, with .csv, a table of
+    all pairs; r.txt becomes r.txt.json and r.txt.csv. With --data shapes: this very file, alone."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +173,21 @@ class ExtractorOptions:
     pyramid: tuple[float, ...] = ()
     """Find keypoints in each image made so many times as large, too: 0.7 0.5 lets a picture be
     matched with one taken from two or three times as near, in less than twice the time."""
+
+    def __post_init__(self) -> None:
+        # tyro makes a wrong usage of it; later, every single picture would seem to be at fault.
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"--threshold must be in 0..1, got {self.threshold}")
+        for key in ("max_keypoints", "nms_radius"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"{_option(key)} must be 0 or more, got {getattr(self, key)}")
+        if not self.scales:
+            raise ValueError("--scales needs at least one scale, such as 1")
+        for key in ("scales", "pyramid"):
+            values = getattr(self, key)
+            if not _all_positive(values):
+                told = " ".join(f"{value:g}" for value in values)
+                raise ValueError(f"{_option(key)} must be finite and above 0, got {told}")
 
 
 @dataclass(frozen=True)
@@ -228,6 +253,14 @@ class DataOptions:
     """check: look at what is there. fetch: say, in addition, how to get what is not."""
 
 
+def _option(key: str) -> str:
+    return f"--{key.replace('_', '-')}"
+
+
+def _all_positive(values: Sequence[float]) -> bool:
+    return all(0 < value < math.inf for value in values)  # which NaN is not, either
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 1 for a failure, 2 for wrong usage."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -242,9 +275,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return COMMANDS[name][1](rest)
     except UsageError as error:
         return _fail(f"{error} (see superpoint --help)" if name not in COMMANDS else error, 2)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         logging.disable()  # asyncio would report the notebook that was stopped, at length
-        return _fail(f"{name}: stopped; what was finished is kept", 130)
+        return _fail(f"{name}: {str(stop) or 'stopped'}", 130)
     except Exception as error:
         if os.environ.get("SUPERPOINT_TRACEBACK"):
             raise
@@ -256,6 +289,52 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _fail(message: object, status: int) -> int:
     print(f"superpoint {message}", file=sys.stderr)
     return status
+
+
+@contextlib.contextmanager
+def _keeping(kept: bool = True) -> Iterator[None]:
+    """Says, if the block is stopped, that what it has finished is kept, where that is so."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        if not kept or str(stop):
+            raise
+        raise KeyboardInterrupt("stopped; what was finished is kept") from stop
+
+
+def _check_file(what: str, path: Path) -> None:
+    """Refuse a file that could not be written in the end, before anything is computed for it.
+
+    Args:
+        what: command and option, for the message, such as "match: --output".
+        path: the file.
+
+    Raises:
+        UsageError: it is a folder, or cannot be in the one it is to be in.
+    """
+    if path.is_dir():
+        raise UsageError(f"{what} {path} is a folder: name a file")
+    _check_place(what, path, path.parent)
+
+
+def _check_folder(what: str, path: Path) -> None:
+    """Refuse a folder that could not be made or written to, as `_check_file` does a file.
+
+    Raises:
+        UsageError: it is a file, or cannot be where it is to be.
+    """
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"{what} {path} is a file: name a folder")
+    _check_place(what, path, path)
+
+
+def _check_place(what: str, path: Path, folder: Path) -> None:
+    # A link that leads nowhere exists in so far as no folder can be made of its name.
+    there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+    if not there.is_dir():
+        raise UsageError(f"{what} {path}: {there} is no folder: name another place")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UsageError(f"{what} {path}: {there} is not to be written to: name another place")
 
 
 def _help() -> str:
@@ -294,14 +373,17 @@ def _run(arguments: Sequence[str]) -> int:
     options = _parse(RunOptions, "run", arguments)
     from superpoint_lib.pipeline import run_profile, summary
 
-    report = run_profile(
-        options.profile,
-        only=[part.strip() for part in options.only.split(",") if part.strip()] or None,
-        resume=options.resume,
-        run_dir=options.run_dir,
-        cell_timeout=options.cell_timeout,
-        say=lambda line: print(line, flush=True),
-    )
+    if options.run_dir:
+        _check_folder("run: --run-dir", options.run_dir)
+    with _keeping():
+        report = run_profile(
+            options.profile,
+            only=[part.strip() for part in options.only.split(",") if part.strip()] or None,
+            resume=options.resume,
+            run_dir=options.run_dir,
+            cell_timeout=options.cell_timeout,
+            say=lambda line: print(line, flush=True),
+        )
     print(f"\n{summary(report)}")
     return 1 if report.failed else 0
 
@@ -311,13 +393,14 @@ def _train(arguments: Sequence[str]) -> int:
     from superpoint_lib.paths import runs_dir
     from superpoint_lib.training import TrainConfig, train
 
+    stage, stages = _train_stage(start) if start.profile else (None, [])
     # Built here because the defaults depend on the recipe, and to import training only now.
     options_class: type[Any] = make_dataclass(
         "Options",
         [
             ("start", TrainStart, start),
             ("run", TrainRun, TrainRun()),
-            ("config", TrainConfig, _train_config(start)),
+            ("config", TrainConfig, _train_config(start, stage)),
         ],
         frozen=True,
     )
@@ -325,6 +408,10 @@ def _train(arguments: Sequence[str]) -> int:
     options = _parse(options_class, "train", arguments)
     name = start.recipe or start.stage or "custom"
     run_dir = options.run.run_dir or runs_dir() / "train" / name
+    _check_folder("train: --run-dir", run_dir)
+    # A training that has begun may need no more than its own folder.
+    if stage and not (options.run.resume and (run_dir / "checkpoint.json").is_file()):
+        _refuse_unfinished(start, stage, stages, options.config)
     result = train(options.config, run_dir, resume=options.run.resume)
     print(_left_out(result.skipped), end="", file=sys.stderr)
     print(f"weights: {result.weights_path}")
@@ -355,29 +442,90 @@ def _train_start(arguments: Sequence[str]) -> TrainStart:
     return start
 
 
-def _train_config(start: TrainStart) -> TrainConfig:
-    """The recipe, with what the profile sets for the stage laid over it."""
-    from superpoint_lib.config import replace
-    from superpoint_lib.training import RECIPES, TrainConfig
+def _train_stage(start: TrainStart) -> tuple[Stage, list[Stage]]:
+    """The stage of a profile to train, and all stages of the profile; none needs to have run.
 
-    if start.recipe and start.recipe not in RECIPES:
-        raise UsageError(f"train: no recipe {start.recipe!r}: known are {', '.join(RECIPES)}")
-    config = RECIPES[start.recipe] if start.recipe else TrainConfig()
-    if not start.profile:
-        return config
+    Raises:
+        UsageError: no such stage, several, or one that is no training; it names those there are.
+    """
     from superpoint_lib.pipeline import plan
 
-    (stage,) = plan(start.profile, only=[start.stage])
-    names = {field.name for field in fields(TrainConfig)}
-    return replace(config, **{k: v for k, v in stage.parameters.items() if k in names})
+    stages = plan(start.profile)
+    trainings = [stage for stage in stages if stage.notebook.stem in TRAININGS]
+    called = [stage for stage in trainings if stage.is_called(start.stage)]
+    if len(called) != 1:
+        count = "several trainings" if called else "no training"
+        raise UsageError(
+            f"train: --stage {start.stage} is {count} of the profile {start.profile}: choose one "
+            f"of {', '.join(stage.name for stage in called or trainings)}"
+        )
+    return called[0], stages
+
+
+def _train_config(start: TrainStart, stage: Stage | None = None) -> TrainConfig:
+    """The recipe, or what the notebook of a profile's stage trains."""
+    from superpoint_lib.config import replace
+    from superpoint_lib.pipeline import notebook_defaults
+    from superpoint_lib.training import RECIPES, TrainConfig
+
+    values = notebook_defaults(stage.notebook) | dict(stage.parameters) if stage else {}
+    recipe = start.recipe or values.get("recipe", "")
+    if recipe and recipe not in RECIPES:
+        raise UsageError(f"train: no recipe {recipe!r}: known are {', '.join(RECIPES)}")
+    config = RECIPES[recipe] if recipe else TrainConfig()
+    if not stage:
+        return config
+    if not recipe:  # as in notebook 05; those of 02 are parameters
+        config = replace(config, freeze_norm_after=0.85, gradient_clip=5.0)
+    if values.get("detector_steps"):  # of a training before, which this one goes on from
+        values["init"] = f"{values['output']}/stage1/weights.safetensors"
+    if values.get("labels") == "":
+        values["labels"] = f"{values['output']}/labels"
+    changes = {
+        field.name: values[field.name] for field in fields(TrainConfig) if field.name in values
+    }
+    for name, value in changes.items():
+        # The notebooks take one folder where a training may have several.
+        if isinstance(value, str) and isinstance(getattr(config, name), tuple):
+            changes[name] = (value,)
+    return replace(config, **changes, **TRAININGS[stage.notebook.stem])
+
+
+def _refuse_unfinished(
+    start: TrainStart, stage: Stage, stages: Sequence[Stage], config: TrainConfig
+) -> None:
+    """Look whether a profile's stages have left what the training is to start from.
+
+    Raises:
+        UsageError: they have not; it names the command that runs them.
+    """
+    from superpoint_lib.paths import project_root
+    from superpoint_lib.pipeline import unfinished
+
+    # Of the configuration, not of the stage: options may have named other weights and labels.
+    paths = [project_root() / text for text in (config.init, *config.images, *config.labels)]
+    needed = {one.name for one in stages if any(p.is_relative_to(one.output) for p in paths)}
+    # What the stage leaves itself, such as the weights of its stage 1, may be there before it has
+    # been run to its end.
+    own = [path for path in paths if path.is_relative_to(stage.output) and not path.exists()]
+    missing = unfinished((needed | set(stage.inputs if own else ())) - {stage.name}, stages)
+    missing += [stage.name] if own else []
+    if missing:
+        raise UsageError(
+            f"train: {stage.name} of the profile {start.profile} starts from what is not there: "
+            f"run this first: superpoint run --profile {start.profile} --only {','.join(missing)} "
+            "(or choose other weights and labels: --init, --labels)"
+        )
 
 
 def _adapt(arguments: Sequence[str]) -> int:
     from superpoint_lib.adaptation import AdaptConfig, export_labels
 
     config = _parse(AdaptConfig, "adapt", arguments)
+    _check_folder("adapt: --output", Path(config.output))
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    report = export_labels(config, rank=rank, world=world)
+    with _keeping():
+        report = export_labels(config, rank=rank, world=world)
     print(report)
     # Of several processes, one may well have no share, or a bad one; the first has a share of
     # whatever there is.
@@ -391,11 +539,17 @@ def _adapt(arguments: Sequence[str]) -> int:
 
 def _extract(arguments: Sequence[str]) -> int:
     options = _parse(ExtractOptions, "extract", arguments)
+    images = _image_files(options.images)
+    _check_folder("extract: --output", options.output)
+    with _keeping(len(images) > 1):
+        return _extract_all(options, images)
+
+
+def _extract_all(options: ExtractOptions, images: Sequence[tuple[Path, Path]]) -> int:
     import numpy as np
 
     from superpoint_lib.paths import atomic_path, read_gray
 
-    images = _image_files(options.images)
     targets: dict[Path, Path] = {}
     for path, relative in images:
         target = options.output / relative.with_suffix(".npz")
@@ -440,12 +594,23 @@ def _naming(path: Path) -> Iterator[None]:
 def _match(arguments: Sequence[str]) -> int:
     options = _parse(MatchOptions, "match", arguments)
     import numpy as np
+    from matplotlib.backend_bases import FigureCanvasBase
 
     from superpoint_lib.evaluation.hpatches import refine_by_ransac
     from superpoint_lib.extraction import match
-    from superpoint_lib.paths import read_gray, write_text
+    from superpoint_lib.paths import atomic_path, read_gray, write_text
     from superpoint_lib.plotting import plot_matches
 
+    known = FigureCanvasBase.get_supported_filetypes()
+    # Behind a name without an ending, matplotlib would put one of its own.
+    if options.output.suffix.lower().removeprefix(".") not in known:
+        raise UsageError(
+            f"match: --output {options.output}: choose a name that ends in "
+            f"{', '.join(f'.{ending}' for ending in sorted(known))}"
+        )
+    _check_file("match: --output", options.output)
+    if options.table:
+        _check_file("match: --table", options.table)
     find = _extractor(options)
     image0, image1 = read_gray(options.image0), read_gray(options.image1)
     with _naming(options.image0):
@@ -465,8 +630,8 @@ def _match(arguments: Sequence[str]) -> int:
         matches, similarity = matches[confirmed], similarity[confirmed]
         told += f", {len(matches)} of them confirmed and refined"
     figure = plot_matches(image0, image1, keypoints0, keypoints1, matches)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(options.output, bbox_inches="tight")
+    with atomic_path(options.output) as temporary:
+        figure.savefig(temporary, bbox_inches="tight")
     if options.table:
         rows = np.column_stack([keypoints0[matches[:, 0]], keypoints1[matches[:, 1]], similarity])
         lines = ["x0,y0,x1,y1,similarity", *(",".join(f"{v:.4f}" for v in row) for row in rows)]
@@ -485,20 +650,27 @@ def _evaluate(arguments: Sequence[str]) -> int:
     from superpoint_lib.evaluation.hpatches import evaluate, load_sequences
     from superpoint_lib.evaluation.mini import benchmark_folder
     from superpoint_lib.evaluation.protocols import protocol_config
+    from superpoint_lib.evaluation.results import result_paths
 
+    for path in (options.output, *result_paths(options.output)):
+        _check_file("evaluate: --output", path)
     names = options.extractors or PAIR_EXTRACTORS
     if options.against and options.against not in names:
-        raise UsageError(f"--against {options.against}: not among the extractors")
+        raise UsageError(f"evaluate: --against {options.against}: not among the extractors")
     protocol = options.protocol or "rpautrat"
     config = protocol_config(protocol)
     ordered = replace(config, ransac=replace(config.ransac, orders=options.orders))
+    # First, as a misspelt name should be told of before a benchmark is made.
+    extractors, facts = _extractors(names, options.precision)
     folder = benchmark_folder(options.data)
     sequences = load_sequences(folder)
-    extractors, facts = _extractors(names, options.precision)
     kept = {name: _kept_records(facts[name], ordered) for name in names if options.resume}
     # By its name, unless it is changed.
     chosen = protocol if ordered == config else ordered
-    results = evaluate(extractors, sequences, chosen, kept=kept)
+    with _keeping(options.resume):
+        results = evaluate(extractors, sequences, chosen, kept=kept)
+    if not results.records:
+        raise CommandError(f"nothing measured: {_few(list(results.skipped.values()))}")
     command = shlex.join(["superpoint", "evaluate", *arguments])
     paths = results.save(options.output, command, options.against or None)
     taken = {name: records.taken for name, records in kept.items() if records.taken}
@@ -516,6 +688,12 @@ def _evaluate(arguments: Sequence[str]) -> int:
             )
     print(f"\nwritten: {', '.join(map(str, paths))}")
     return 0
+
+
+def _few(reasons: Sequence[str], shown: int = 3) -> str:
+    """Reasons in one line, a few of many."""
+    more = len(reasons) - shown
+    return "; ".join([*reasons[:shown], *([f"and {more} more"] if more > 0 else [])])
 
 
 def _extractors(
@@ -564,6 +742,12 @@ def _evaluate_on_shapes(options: EvaluateOptions, command: str) -> int:
 
     if options.protocol or options.against or options.orders != 1:
         raise UsageError("evaluate: --protocol, --against and --orders are not for --data shapes")
+    if options.images_per_primitive < 1:
+        raise UsageError(
+            f"evaluate: --images-per-primitive must be at least 1, got "
+            f"{options.images_per_primitive}"
+        )
+    _check_file("evaluate: --output", options.output)
     names = options.extractors or SHAPES_DETECTORS
     detectors = {name: _shapes_detector(name, options.precision) for name in names}
     results: dict[str, Any] = {"command": command}
@@ -601,7 +785,7 @@ def _shapes_detector(name: str, precision: Precision) -> Detector:
             f"evaluate: not for --data shapes: {name}; choose bundled names, weight files, "
             f"{', '.join(DETECTORS)}"
         )
-    model, looks = _model_and_looks(name)
+    model, looks = _model_and_looks(name, DETECTORS)
 
     def detect(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         features = extract_multiscale(
@@ -634,7 +818,7 @@ def _measured(name: str, precision: Precision = "float32") -> _Measured:
         return _Measured(random_extractor(), {"method": name}, False)
     if name in DETECTORS or name in EXTRACTORS:
         return _Measured(classical_extractor(name), {"method": name}, name in EXTRACTORS)
-    model, looks = _model_and_looks(name)
+    model, looks = _model_and_looks(name, (*EXTRACTORS, *DETECTORS, "random"))
     facts = {
         "weights": model_digest(model),
         "network": to_dict(model.config),
@@ -651,8 +835,17 @@ class _Looks(TypedDict):
     pyramid: tuple[float, ...]
 
 
-def _model_and_looks(name: str) -> tuple[MagicPoint, _Looks]:
-    """What a name such as superpoint@1,1.5 or superpoint@turned or superpoint@1+0.5 stands for."""
+def _model_and_looks(name: str, others: Iterable[str] = ()) -> tuple[MagicPoint, _Looks]:
+    """What a name such as superpoint@1,1.5 or superpoint@turned or superpoint@1+0.5 stands for.
+
+    Args:
+        name: of weights, with the looks behind it.
+        others: names that would have been possible besides, for the message.
+
+    Raises:
+        UsageError: there is something else behind the @.
+        CommandError: there are no such weights.
+    """
     weights, looks, levels = name, list[str](), list[str]()
     if "@" in name and not Path(name).is_file():  # a file's own name may hold one
         weights, _, listed = name.rpartition("@")
@@ -661,25 +854,48 @@ def _model_and_looks(name: str) -> tuple[MagicPoint, _Looks]:
     try:
         scales = tuple(float(look) for look in looks if look != "turned") or (1.0,)
         pyramid = tuple(float(level) for level in levels)
+        if not _all_positive((*scales, *pyramid)):
+            raise ValueError
     except ValueError:
         raise UsageError(
-            f"{name}: after @ come scales, which are numbers, and turned, then levels of a "
-            "pyramid, each after a +, and :refined last, as in superpoint@1,1.5,turned+0.7:refined"
+            f"evaluate: {name}: after @ come scales, which are numbers above 0, and turned, then "
+            "levels of a pyramid, each after a +, and :refined last, as in "
+            "superpoint@1,1.5,turned+0.7:refined"
         ) from None
-    return _load_model(weights), {
+    try:
+        model = _load_model(weights)
+    except FileNotFoundError as error:
+        known = f"; besides weights there are {', '.join(others)}" if others else ""
+        raise CommandError(f"{error}{known}") from error
+    return model, {
         "scales": scales,
         "turned": "turned" in looks,
         "pyramid": pyramid,
     }
 
 
+#: By the ending of the file to export, the options that change nothing in it.
+_NOT_FOR = {
+    ".onnx": ("stored_as", "blend", "blend_share", "sharpen", "learnt_from"),
+    ".safetensors": ("height", "width"),
+}
+
+
 def _export(arguments: Sequence[str]) -> int:
     options = _parse(ExportOptions, "export", arguments)
+    if options.output.suffix not in _NOT_FOR:
+        raise CommandError(f"{options.output}: choose a name that ends in .onnx or .safetensors")
+    default = vars(ExportOptions())
+    changed = {key for key, value in vars(options).items() if value != default[key]}
+    unused = [_option(key) for key in _NOT_FOR[options.output.suffix] if key in changed]
+    if unused:
+        raise UsageError(f"export: {', '.join(unused)}: not for {options.output.suffix} files")
+    if "blend_share" in changed and not options.blend:
+        raise UsageError("export: --blend-share: give --blend too, the weights to average with")
+    _check_file("export: --output", options.output)
     if options.output.suffix == ".safetensors":
         print(_export_weights(options))
         return 0
-    if options.output.suffix != ".onnx":
-        raise CommandError(f"{options.output}: choose a name that ends in .onnx or .safetensors")
     from superpoint_lib.interop import export_onnx
 
     model = _load_model(options.weights, device="cpu")
@@ -774,18 +990,37 @@ def _image_files(paths: Sequence[Path]) -> list[tuple[Path, Path]]:
 
 def _load_model(weights: str, device: str = "auto") -> MagicPoint:
     """A SuperPoint where the weights have descriptors, else a MagicPoint; in eval mode."""
-    import torch
-
     from superpoint_lib.checkpoints import load_weights
     from superpoint_lib.model import MagicPoint, SuperPoint
 
+    device = _device(device)
     has_descriptors = any("desc" in key for key in load_weights(weights).state_dict)
     network = SuperPoint if has_descriptors else MagicPoint
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise CommandError(f"--device {device}: PyTorch {torch.__version__} finds no CUDA GPU here")
     return network.from_pretrained(weights).to(device).eval()
+
+
+def _device(name: str) -> str:
+    """The device of a name, for auto the GPU where there is one.
+
+    Raises:
+        CommandError: there is none of that name here.
+    """
+    import torch
+
+    found = ["cpu"]
+    if torch.cuda.is_available():
+        found += ["cuda", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    found += ["xpu"] if torch.xpu.is_available() else []
+    found += ["mps"] if torch.backends.mps.is_available() else []
+    if name == "auto":
+        return "cuda" if "cuda" in found else "cpu"
+    if name not in found:
+        lacking = "such device" if "cuda" in found or not name.startswith("cuda") else "CUDA GPU"
+        raise CommandError(
+            f"--device {name}: PyTorch {torch.__version__} finds no {lacking} here; choose "
+            f"{', '.join(found)} or auto"
+        )
+    return name
 
 
 def _extractor(options: ExtractorOptions) -> Callable[[np.ndarray], Features]:

@@ -117,7 +117,7 @@ def _images_in(folder: Path, recursive: bool) -> Iterator[Path]:
     if not folder.exists():
         raise FileNotFoundError(
             f"no folder {folder}: link your pictures there (ln -s /path/to/pictures {folder}), "
-            "or see data/README.md and `superpoint data --help` for what can be fetched"
+            "or see data/README.md and `superpoint data --help` for how to get the data sets"
         )
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is not a folder of pictures")

@@ -63,6 +63,10 @@ class Stage:
     parameters: Mapping[str, Any]
     inputs: tuple[str, ...]
 
+    def is_called(self, wanted: str) -> bool:
+        """Whether a number, which means all rounds of a notebook, or a name means this stage."""
+        return wanted in (self.name, self.name[:2])
+
 
 @dataclass(frozen=True)
 class StageReport:
@@ -123,7 +127,8 @@ def load_profile(profile: str) -> dict[str, dict[str, Any]]:
         ``{notebook: {parameter: value}}``, placeholders not yet replaced.
 
     Raises:
-        PipelineError: no such profile, or a notebook's entry is not a mapping.
+        PipelineError: no such profile, a key that YAML takes for something else than a name, or a
+            notebook's entry that is not a mapping.
     """
     folder = project_root() / "notebooks" / "profiles"
     path = folder / f"{profile}.yaml"
@@ -132,6 +137,11 @@ def load_profile(profile: str) -> dict[str, dict[str, Any]]:
         raise PipelineError(f"unknown profile {profile!r}: known are {known or 'none'} ({folder})")
     values = load_yaml(path) or {}
     for name, parameters in values.items():
+        if not isinstance(name, str):  # 02 without quotes is a number
+            raise PipelineError(
+                f"{path}: the key {name!r} is not a string: name a notebook, such as "
+                "02_magicpoint_training"
+            )
         if not isinstance(parameters, dict):
             raise PipelineError(f"{path}: {name} must hold a mapping of parameters")
     return values
@@ -149,11 +159,12 @@ def plan(
         run_dir: the folder of the run, ``runs/<profile>`` by default.
 
     Raises:
-        PipelineError: an unknown profile, notebook or parameter; a value of the wrong type; a
-            ``{run}/`` value that names no earlier notebook, or one that has not been run
+        PipelineError: no checkout; an unknown profile, notebook or parameter; a value of the wrong
+            type; a ``{run}/`` value that names no earlier notebook, or one that has not been run
             to its end.
     """
     run_dir = run_dir or runs_dir() / profile
+    list_notebooks()  # where there are none, there are no profiles either: say so
     values = load_profile(profile)
     where = f"profile {profile}"
     stages: list[Stage] = []
@@ -166,12 +177,25 @@ def plan(
     available = {stage.name for stage in chosen}
     for stage in chosen:
         for needed in stage.inputs:
-            if needed not in available and not (run_dir / needed / "run.json").is_file():
+            if needed not in available and not _is_finished(run_dir / needed):
                 raise PipelineError(
                     f"{where}: {stage.name} reads what {needed} leaves in {run_dir / needed}, "
                     f"which has not been run to its end: add {needed[:2]} to --only"
                 )
     return chosen
+
+
+def unfinished(needed: Iterable[str], stages: Sequence[Stage]) -> list[str]:
+    """The stages to run, in order, before one can that needs some of a profile's stages.
+
+    Those needed that have not been run to their end, and those that these read from likewise.
+    """
+    needed, found = set(needed), list[str]()
+    for stage in reversed(stages):  # a stage reads from earlier ones only
+        if stage.name in needed and not _is_finished(stage.output):
+            found.insert(0, stage.name)
+            needed |= set(stage.inputs)
+    return found
 
 
 def run_profile(
@@ -243,13 +267,18 @@ def notebook_parameters(path: Path) -> dict[str, str]:
     Returns:
         ``{name: annotation}``, such as ``{"steps": "int"}``; empty when there is no such cell.
     """
-    notebook = nbformat.read(path, as_version=4)
-    cells = [c.source for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
-    statements = ast.parse(cells[0]).body if cells else []
     return {
         ast.unparse(statement.target): ast.unparse(statement.annotation)
-        for statement in statements
-        if isinstance(statement, ast.AnnAssign)
+        for statement in _parameter_statements(path)
+    }
+
+
+def notebook_defaults(path: Path) -> dict[str, Any]:
+    """What the parameters of a notebook are where a profile does not set them."""
+    return {
+        ast.unparse(statement.target): ast.literal_eval(statement.value)
+        for statement in _parameter_statements(path)
+        if statement.value is not None
     }
 
 
@@ -273,6 +302,14 @@ def widget_errors(notebook: nbformat.NotebookNode) -> list[str]:
         for output in model.get("state", {}).get("outputs", ())
         if output.get("output_type") == "error"
     ]
+
+
+def _parameter_statements(path: Path) -> list[ast.AnnAssign]:
+    """The annotated names of a notebook's cell tagged ``parameters``, as they are written."""
+    notebook = nbformat.read(path, as_version=4)
+    cells = [c.source for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    statements = ast.parse(cells[0]).body if cells else []
+    return [statement for statement in statements if isinstance(statement, ast.AnnAssign)]
 
 
 def _stage_notebooks(values: Mapping[str, Any], where: str) -> dict[str, Path]:
@@ -390,14 +427,10 @@ def _select(stages: Sequence[Stage], only: Sequence[str] | None) -> list[Stage]:
     if only is None:
         return list(stages)
     for wanted in only:
-        if not any(_is_called(stage, wanted) for stage in stages):
+        if not any(stage.is_called(wanted) for stage in stages):
             names = ", ".join(stage.name for stage in stages)
             raise PipelineError(f"--only: no notebook {wanted!r}: known are {names}")
-    return [stage for stage in stages if any(_is_called(stage, wanted) for wanted in only)]
-
-
-def _is_called(stage: Stage, wanted: str) -> bool:
-    return wanted in (stage.name, stage.name[:2])
+    return [stage for stage in stages if any(stage.is_called(wanted) for wanted in only)]
 
 
 def _run_stage(stage: Stage, run_dir: Path, cell_timeout: int) -> StageReport:
@@ -408,6 +441,8 @@ def _run_stage(stage: Stage, run_dir: Path, cell_timeout: int) -> StageReport:
     # The notebook overwrites its artefacts: until it has finished, nothing must vouch for them.
     for name in ("run.json", "results.json"):
         (stage.output / name).unlink(missing_ok=True)
+    # Of the code that runs, not of what the notebook may be saved as in the meantime.
+    identity = _identity(stage, run_dir)
     started = time.monotonic()
     message = _execute(stage, running, cell_timeout)
     seconds = round(time.monotonic() - started, 1)
@@ -421,7 +456,7 @@ def _run_stage(stage: Stage, run_dir: Path, cell_timeout: int) -> StageReport:
         return StageReport(stage.name, "failed", seconds, message=message)
     os.replace(running, run_dir / f"{stage.name}.ipynb")
     failed.unlink(missing_ok=True)
-    record = _identity(stage, run_dir) | {
+    record = identity | {
         "seconds": seconds,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "results": results,
@@ -490,6 +525,11 @@ def _identity(stage: Stage, run_dir: Path) -> dict[str, Any]:
         "code": hashlib.sha256(code.encode()).hexdigest(),
         "inputs": {name: (_record(run_dir / name) or {}).get("finished") for name in stage.inputs},
     }
+
+
+def _is_finished(output: Path) -> bool:
+    """Whether the stage with this folder has been run to its end."""
+    return (output / "run.json").is_file()
 
 
 def _record(output: Path) -> dict[str, Any] | None:

@@ -16,6 +16,8 @@ from typing import Any
 
 import nbformat
 
+from superpoint_lib.paths import atomic_path, write_text
+
 # What stands for a progress bar where its widget cannot be drawn: it says 0 % for ever.
 _BAR = re.compile(r"^([\w ]+: )?\s*\d+%\|")
 
@@ -94,7 +96,8 @@ def extract_figures(notebook: nbformat.NotebookNode, folder: Path, prefix: str) 
     written = []
     for number, (image, ending) in enumerate(images, start=1):
         path = folder / f"{prefix}_{number:02d}{ending}"
-        path.write_bytes(base64.b64decode(image))
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(base64.b64decode(image))
         written.append(path)
     return tuple(written)
 
@@ -118,7 +121,7 @@ def render_html(notebook: nbformat.NotebookNode, path: Path, title: str) -> None
     body, _ = HTMLExporter().from_notebook_node(
         notebook, resources={"metadata": {"name": title or path.stem}}
     )
-    path.write_text(body, encoding="utf-8")
+    write_text(path, body)
 
 
 def render_page(source: Path, folder: Path, name: str | None = None, **details: Any) -> Page:
@@ -145,9 +148,7 @@ def write_index(folder: Path, title: str, pages: Sequence[Page]) -> Path:
     parts = [INDEX_HEAD.format(title=html.escape(title))]
     parts += [_section(page, folder) for page in pages]
     parts.append("</body></html>\n")
-    path = folder / "index.html"
-    path.write_text("\n".join(parts), encoding="utf-8")
-    return path
+    return write_text(folder / "index.html", "\n".join(parts))
 
 
 def _section(page: Page, folder: Path) -> str:

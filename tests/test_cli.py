@@ -1,5 +1,6 @@
 """The command line, as a user meets it: exit statuses, one-line errors, files written."""
 
+import ast
 import json
 import re
 import subprocess
@@ -10,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from notebook_cells import ROOT, code_cells, read
 
 from superpoint_lib import cli, paths
 from superpoint_lib.checkpoints import load_weights
@@ -54,6 +56,13 @@ def write_picture(path, seed=0):
     return path
 
 
+def write_sequence(folder):
+    """Two pictures in the layout of HPatches."""
+    for number in (1, 2):
+        write_picture(folder / f"{number}.png", number)
+    np.savetxt(folder / "H_1_2", np.eye(3))
+
+
 def fails(arguments, capsys, status=1):
     """The single line on stderr of a command that fails."""
     assert main(list(map(str, arguments))) == status
@@ -82,6 +91,13 @@ def test_every_command_has_help(name, capsys):
     assert f"usage: superpoint {name}" in capsys.readouterr().out
 
 
+def test_evaluate_says_which_files_it_writes(capsys):
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--help"])
+    told = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "r.txt becomes r.txt.json and r.txt.csv" in told
+
+
 def test_wrong_usage_is_one_line_and_status_2(capsys):
     assert "no command 'walk'" in fails(["walk"], capsys, 2)
     assert "Unrecognized options: --zoom" in fails(["run", "--zoom"], capsys, 2)
@@ -94,7 +110,7 @@ def test_wrong_usage_is_one_line_and_status_2(capsys):
 
 
 def test_failures_are_one_line_and_status_1(project, weights, capsys):
-    assert "unknown profile 'slow'" in fails(["run", "--profile", "slow"], capsys)
+    assert "run this inside a clone" in fails(["run", "--profile", "quick"], capsys)
     assert "a.png" in fails(["match", "a.png", "b.png"], capsys)
     detector = ["--weights", weights["MagicPoint"]]
     assert "no folder nowhere" in fails(["adapt", "--images", "nowhere", *detector], capsys)
@@ -114,13 +130,54 @@ def test_unexpected_failures_name_their_kind_and_show_more_on_demand(monkeypatch
         main(["run"])
 
 
-def test_stopping_a_command_is_no_traceback(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("text", "told"), [((), "stopped"), (("stopped after step 7; saved",), "step 7; saved")]
+)
+def test_stopping_a_command_is_no_traceback(monkeypatch, capsys, text, told):
     def stopped(_):
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(*text)
 
     monkeypatch.setitem(COMMANDS, "train", ("", stopped))
     monkeypatch.setattr(cli.logging, "disable", lambda: None)  # it would last
-    assert "what was finished is kept" in fails(["train"], capsys, 130)
+    assert fails(["train"], capsys, 130).endswith(told)
+
+
+def stop(*_, **__):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("stopped", "arguments", "kept"),
+    [
+        ("paths.read_gray", ["extract", "pictures"], True),
+        ("paths.read_gray", ["extract", "pictures/a.png"], False),
+        ("adaptation.export_labels", ["adapt", "--images", "pictures"], True),
+        ("pipeline.run_profile", ["run"], True),
+        ("evaluation.hpatches.evaluate", ["evaluate", "orb", "--data", "scenes"], True),
+        (
+            "evaluation.hpatches.evaluate",
+            ["evaluate", "orb", "--data", "scenes", "--no-resume"],
+            False,
+        ),
+        (
+            "evaluation.detection.evaluate_detectors_on_shapes",
+            ["evaluate", "fast", "--data", "shapes"],
+            False,
+        ),
+        ("paths.read_gray", ["match", "pictures/a.png", "pictures/b.png"], False),
+        ("interop.export_onnx", ["export"], False),
+    ],
+)
+def test_what_a_stopped_command_says_is_kept_is_kept(
+    project, monkeypatch, capsys, stopped, arguments, kept
+):
+    for name in ("a.png", "b.png"):
+        write_picture(project / "pictures" / name)
+    write_sequence(project / "scenes" / "v_noise")
+    monkeypatch.setattr(f"superpoint_lib.{stopped}", stop)
+    monkeypatch.setattr(cli.logging, "disable", lambda: None)  # it would last
+    told = f"superpoint {arguments[0]}: stopped"
+    assert fails(arguments, capsys, 130) == (f"{told}; what was finished is kept" if kept else told)
 
 
 def test_extract_writes_features_and_lists_what_it_cannot_read(project, weights, capsys):
@@ -275,11 +332,13 @@ def test_evaluate_writes_a_table_and_files_with_their_command(project, capsys, m
     assert "superpoint evaluate orb" in (project / "table.json").read_text()
     assert (project / "table.csv").is_file()
     assert main([*arguments, "--against", "sift"]) == 2
-    assert "--against sift" in capsys.readouterr().err
+    assert "superpoint evaluate: --against sift" in capsys.readouterr().err
     assert main(["evaluate", "sift", *arguments[1:], "--against", "orb"]) == 0
     assert "More than orb, pair by pair" in capsys.readouterr().out
-    assert main(["evaluate", "superpoint@1,x", *arguments[2:]]) == 2
-    assert "after @ come scales, which are numbers" in capsys.readouterr().err
+    for looks in ("1,x", "0", "1+nan"):
+        assert main(["evaluate", f"superpoint@{looks}", *arguments[2:]]) == 2
+        told = capsys.readouterr().err
+        assert f"superpoint evaluate: superpoint@{looks}: after @ come scales" in told
     assert main([*arguments, "--orders", "3"]) == 0
     kept = json.loads((project / "table.json").read_text())
     assert kept["protocol"]["ransac"]["orders"] == 3
@@ -374,15 +433,138 @@ def test_train_starts_from_a_recipe_and_options_override_it(project, monkeypatch
     assert (run_dir, resume) == (project / "runs" / "train" / name, False)
 
 
-def test_train_takes_a_stage_of_a_profile(project, monkeypatch):
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """The real notebooks and profiles as the working directory, and no runs yet."""
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "notebooks").symlink_to(ROOT / "notebooks")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The configurations that `train` is called with, instead of training them."""
+    from superpoint_lib import training
+
+    configs = []
+
+    def record(config, run_dir, resume):
+        configs.append(config)
+        return training.TrainResult(torch.nn.Identity(), [], run_dir / "weights", [])
+
+    monkeypatch.setattr(training, "train", record)
+    return configs
+
+
+def finish(checkout, profile, *stages):
+    """Make stages of a profile look as if they had been run to their end."""
+    for stage in stages:
+        folder = checkout / "runs" / profile / stage
+        folder.mkdir(parents=True)
+        (folder / "run.json").touch()
+
+
+def notebook_config(stage):
+    """What a notebook trains with the parameters of a stage, by its own code."""
     from types import SimpleNamespace
 
-    from superpoint_lib import pipeline
+    from superpoint_lib import config, training
+    from superpoint_lib.pipeline import notebook_defaults
 
-    stage = SimpleNamespace(parameters={"steps": 9, "images": ["a", "b"], "output": "here"})
-    monkeypatch.setattr(pipeline, "plan", lambda profile, only: [stage])
-    config = cli._train_config(cli.TrainStart(profile="full", stage="02"))
-    assert (config.steps, config.images) == (9, ("a", "b"))
+    values = notebook_defaults(stage.notebook) | stage.parameters
+    # As the command leaves them, which names no folder of its own making.
+    folder = Path(values["output"])
+    names = {**vars(config), **vars(training), **values, "folder": folder}
+    if stage.notebook.stem == "02_magicpoint_training":
+        wanted = ["config"]
+    else:
+        names["image_folder"] = values["images"]
+        first = SimpleNamespace(weights_path=folder / "stage1" / "weights.safetensors")
+        names["detector"] = first if values["detector_steps"] else None
+        wanted = ["label_folder", "samples", "base", "both_heads", "begin", "stage2"]
+    cells = code_cells(read(stage.notebook))
+    statements = [one for cell in cells for one in ast.parse(cell.source).body]
+    for name in wanted:
+        (code,) = (
+            ast.unparse(one)
+            for one in statements
+            if isinstance(one, ast.Assign) and ast.unparse(one.targets[0]) == name
+        )
+        exec(code, names)
+    return names[wanted[-1]]
+
+
+@pytest.mark.parametrize("profile", ["quick", "standard", "full"])
+def test_train_trains_what_the_notebooks_of_a_profile_do(checkout, profile):
+    from superpoint_lib.pipeline import plan
+
+    stages = [stage for stage in plan(profile) if stage.notebook.stem in cli.TRAININGS]
+    assert len(stages) == (4 if profile == "full" else 2)
+    for stage in stages:
+        start = cli.TrainStart(profile=profile, stage=stage.name)
+        assert cli._train_config(start, cli._train_stage(start)[0]) == notebook_config(stage)
+
+
+def test_train_takes_a_stage_of_a_profile(checkout, trained):
+    finish(checkout, "standard", "02_magicpoint_training", "03_homographic_adaptation")
+    own = checkout / "runs" / "standard" / "05_staged_training" / "stage1"
+    own.mkdir(parents=True)
+    (own / "weights.safetensors").touch()
+    assert main(["train", "--profile", "standard", "--stage", "05", "--batch-size", "3"]) == 0
+    (config,) = trained
+    assert (config.images, config.batch_size) == (("auto",), 3)
+    assert config.labels == ("runs/standard/03_homographic_adaptation/labels",)
+    assert config.init == "runs/standard/05_staged_training/stage1/weights.safetensors"
+    assert (config.model, config.views, config.descriptor_weight) == ("superpoint", 2, 1.0)
+    # A recipe of one's own is for what the notebook does not set.
+    other = ["--recipe", "superpoint-sturdy", "--profile", "standard", "--stage", "05"]
+    assert main(["train", *other]) == 0
+    assert (trained[1].repeatability_reach, trained[1].steps) == (1, 4500)
+
+
+def test_train_names_the_stages_to_choose_from(checkout, capsys):
+    first, second, third = (f"05_staged_training{end}" for end in ("", "_round2", "_round3"))
+    several = fails(["train", "--profile", "full", "--stage", "05"], capsys, 2)
+    assert several.endswith(
+        f"--stage 05 is several trainings of the profile full: choose one of {first}, {second}, "
+        f"{third}"
+    )
+    for stage in ("99", "06", "05_staged"):
+        none = fails(["train", "--profile", "full", "--stage", stage, "--help"], capsys, 2)
+        assert none.endswith(
+            f"--stage {stage} is no training of the profile full: choose one of "
+            f"02_magicpoint_training, {first}, {second}, {third}"
+        )
+
+
+def test_train_says_what_to_run_before_a_stage(checkout, trained, capsys):
+    full = ["train", "--profile", "full", "--stage", "05_staged_training"]
+    command = "run this first: superpoint run --profile full --only"
+    line = fails(full, capsys, 2)
+    assert f"{command} 02_magicpoint_training,03_homographic_adaptation (or" in line
+    finish(checkout, "full", "03_homographic_adaptation")
+    assert f"{command} 02_magicpoint_training (or" in fails(full, capsys, 2)
+    # What is named in its place needs no stage; help needs none either.
+    assert main([*full, "--init", "superpoint"]) == 0
+    with pytest.raises(SystemExit) as stop:
+        main([*full, "--help"])
+    assert stop.value.code == 0
+    assert "usage: superpoint train" in capsys.readouterr().out
+    finish(checkout, "full", "02_magicpoint_training")
+    assert main(full) == 0
+    # Stage 2 of the notebook goes on from its stage 1.
+    standard = ["train", "--profile", "standard", "--stage", "05"]
+    finish(checkout, "standard", "02_magicpoint_training", "03_homographic_adaptation")
+    line = fails(standard, capsys, 2)
+    assert "superpoint run --profile standard --only 05_staged_training (or" in line
+    # Where it has begun, it needs what it has made itself.
+    begun = checkout / "runs" / "train" / "05"
+    begun.mkdir(parents=True)
+    (begun / "checkpoint.json").touch()
+    assert main(standard) == 0
+    assert "--only" in fails([*standard, "--no-resume"], capsys, 2)
+    assert len(trained) == 3
 
 
 def test_adapt_writes_labels(project, weights, capsys):
@@ -493,6 +675,173 @@ def test_an_unknown_ending_and_a_missing_gpu_are_refused(project, weights, capsy
     write_picture(project / "a.png")
     line = fails(["match", "a.png", "a.png", "--device", "cuda"], capsys)
     assert "no CUDA GPU" in line
+
+
+@pytest.mark.parametrize("device", ["foo", "mps", "cuda:7"])
+def test_a_device_that_is_not_here_is_named_once_with_those_that_are(
+    project, weights, capsys, monkeypatch, device
+):
+    for kind in (torch.cuda, torch.xpu, torch.backends.mps):
+        monkeypatch.setattr(kind, "is_available", lambda: False)
+    for name in ("a.png", "b.png"):
+        write_picture(project / "pictures" / name)
+    arguments = ["extract", "pictures", "--weights", weights["SuperPoint"], "--device", device]
+    line = fails(arguments, capsys)
+    assert f"--device {device}: " in line and line.endswith("choose cpu or auto")
+    assert not (project / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [
+        ("--threshold", ["-1"]),
+        ("--threshold", ["1.5"]),
+        ("--threshold", ["nan"]),
+        ("--max-keypoints", ["-1"]),
+        ("--nms-radius", ["-2"]),
+        ("--scales", []),
+        ("--scales", ["nan"]),
+        ("--scales", ["1", "0"]),
+        ("--pyramid", ["inf"]),
+        ("--pyramid", ["-0.5"]),
+    ],
+)
+def test_a_wrong_option_is_not_blamed_on_the_pictures(project, capsys, option, values):
+    for name in ("a.png", "b.png"):
+        write_picture(project / "pictures" / name)
+    line = fails(["extract", "pictures", option, *values], capsys, 2)
+    assert line.startswith("superpoint extract: ") and option in line and ".png" not in line
+
+
+@pytest.mark.parametrize("arguments", [["orb"], ["orb", "sift", "--against", "orb"]])
+def test_evaluate_keeps_earlier_results_where_it_measures_nothing(project, capsys, arguments):
+    for scene in "abcde":
+        write_sequence(project / "scenes" / f"v_{scene}")
+        (project / "scenes" / f"v_{scene}" / "2.png").write_text("no picture")
+    (project / "kept.json").write_text("earlier")
+    (project / "kept.csv").write_text("earlier")
+    main(["evaluate", *arguments, "--data", "scenes", "--output", "kept.json"])
+    told = capsys.readouterr().err.splitlines()[-1]  # behind the progress bar
+    assert "superpoint evaluate: nothing measured: " in told and "v_a/2.png" in told
+    assert "v_c/2.png" in told and told.endswith("; and 2 more")
+    assert [(project / f"kept.{kind}").read_text() for kind in ("json", "csv")] == ["earlier"] * 2
+
+
+@pytest.mark.parametrize("name", ["sfit", "sfit@1,2", "sfit:refined"])
+def test_a_misspelt_extractor_is_told_with_all_names_before_a_benchmark_is_made(
+    project, capsys, name
+):
+    line = fails(["evaluate", name], capsys)
+    assert "no weight file sfit" in line and "superpoint-open" in line
+    assert all(known in line for known in ("sift", "rootsift", "orb", "shi_tomasi", "random"))
+    assert not (project / "runs").exists()
+    line = fails(["evaluate", "sfit", "--data", "shapes"], capsys)
+    assert "shi_tomasi" in line and "orb" not in line
+
+
+def test_pairs_are_not_made_of_an_empty_folder(project, capsys):
+    folder = project / "data" / "coco" / "test2017"
+    folder.mkdir(parents=True)
+    line = fails(["evaluate", "orb", "--data", "warped"], capsys)
+    assert f"no pictures in {folder}" in line and "remove the folder" in line
+
+
+@pytest.mark.parametrize("number", ["0", "-3"])
+def test_shapes_are_not_measured_on_no_pictures(project, capsys, number):
+    arguments = ["evaluate", "fast", "--data", "shapes", "--images-per-primitive", number]
+    line = fails(arguments, capsys, 2)
+    assert f"--images-per-primitive must be at least 1, got {number}" in line
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["evaluate", "fast", "--data", "shapes", "--output"],
+        ["evaluate", "orb", "--output"],
+        ["match", "a.png", "b.png", "--output"],
+        ["match", "a.png", "b.png", "--table"],
+        ["export", "--output"],
+    ],
+)
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(project, capsys, arguments):
+    # Of the weights or the pictures nothing is read: there are none.
+    ending = ".onnx" if arguments[0] == "export" else ".png"
+    (project / f"folder{ending}").mkdir()
+    (project / "file").touch()
+    (project / "nowhere").symlink_to(project / "gone")
+    command = f"superpoint {arguments[0]}: {arguments[-1]}"
+    for name in ("folder", "file/below/out", "nowhere/out"):
+        line = fails([*arguments, f"{name}{ending}"], capsys, 2)
+        why = f" {name}{ending} is a folder" if name == "folder" else f"{name.split('/')[0]} is no"
+        assert line.startswith(command) and why in line and "name a" in line
+    assert sorted(path.name for path in project.iterdir()) == sorted(
+        [f"folder{ending}", "file", "nowhere", "notebooks", "pyproject.toml"]
+    )
+
+
+def test_a_folder_that_takes_no_files_is_told_before_the_work(project, capsys, monkeypatch):
+    monkeypatch.setattr(cli.os, "access", lambda path, mode: False)
+    line = fails(["evaluate", "orb", "--output", "deep/out.json"], capsys, 2)
+    assert "--output deep/out.json: . is not to be written to" in line
+
+
+def test_results_beside_a_folder_of_their_name_are_refused(project, capsys):
+    (project / "out.csv").mkdir()
+    assert "out.csv is a folder" in fails(["evaluate", "orb", "--output", "out.json"], capsys, 2)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["extract", "a.png", "--output"],
+        ["adapt", "--images", "pictures", "--output"],
+        ["run", "--run-dir"],
+        ["train", "--run-dir"],
+    ],
+)
+def test_a_file_where_a_folder_is_wanted_is_refused(project, capsys, arguments):
+    write_picture(project / "a.png")
+    line = fails([*arguments, "a.png"], capsys, 2)
+    command = f"superpoint {arguments[0]}: {arguments[-1]}"
+    assert line == f"{command} a.png is a file: name a folder"
+
+
+@pytest.mark.parametrize("name", ["matches", "matches.xyz", ".png"])
+def test_match_refuses_endings_it_cannot_draw(project, capsys, name):
+    line = fails(["match", "a.png", "b.png", "--output", name], capsys, 2)
+    assert f"--output {name}: choose a name that ends in" in line and ".png" in line
+
+
+def test_a_figure_that_fails_leaves_the_earlier_one(project, weights, capsys, monkeypatch):
+    from superpoint_lib.plotting.style import Picture
+
+    def half(self, path, **options):
+        Path(path).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Picture, "savefig", half)
+    picture = write_picture(project / "a.png")
+    (project / "out.png").write_text("earlier")
+    arguments = ["match", picture, picture, "--output", "out.png"]
+    assert "disk full" in fails([*arguments, "--weights", weights["SuperPoint"]], capsys)
+    assert (project / "out.png").read_text() == "earlier"
+    assert not list(project.glob(".out*"))
+
+
+@pytest.mark.parametrize(
+    ("output", "options", "told"),
+    [
+        ("x.onnx", ["--sharpen", "2", "--blend", "superpoint"], ["--sharpen", "--blend"]),
+        ("x.onnx", ["--stored-as", "int8", "--learnt-from", "x"], ["--stored-as", "--learnt-from"]),
+        ("x.onnx", ["--blend-share", "0.3"], ["--blend-share"]),
+        ("x.safetensors", ["--height", "240", "--width", "320"], ["--height", "--width"]),
+        ("x.safetensors", ["--blend-share", "0.3"], ["--blend-share", "--blend"]),
+    ],
+)
+def test_export_refuses_what_it_would_ignore(project, capsys, output, options, told):
+    line = fails(["export", "--output", output, *options], capsys, 2)
+    assert all(f"{option}" in line for option in told)
+    assert not (project / output).exists()
 
 
 def test_match_names_the_picture_that_is_too_small(project, weights, capsys):

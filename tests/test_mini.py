@@ -177,6 +177,15 @@ def test_warped_pairs_are_made_of_every_picture_and_small(tmp_path, photo):
     assert made_with == to_dict(mini.HARD) != to_dict(mini.WARPED)
 
 
+def test_no_pairs_are_made_of_a_folder_without_pictures(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"no pictures in .*: put some there, or name another"):
+        warped_pairs(tmp_path / "pairs", tmp_path)
+    monkeypatch.setenv("SUPERPOINT_DATA", str(tmp_path))
+    (tmp_path / "coco" / "test2017").mkdir(parents=True)
+    with pytest.raises(ValueError, match="test2017: put some there, or remove the folder"):
+        warped_pairs(tmp_path / "pairs")
+
+
 def test_zoomed_pairs_zoom_about_the_middle_and_keep_what_is_there(tmp_path, photo):
     config = replace(mini.ZOOMED, pairs=2, zooms=(1.5, 2.5))
     (sequence,) = load_sequences(make_benchmark(tmp_path / "pairs", {"a": photo}, config))

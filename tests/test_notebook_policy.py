@@ -21,7 +21,7 @@ from notebook_cells import (
 )
 
 from superpoint_lib.config import replace
-from superpoint_lib.pipeline import notebook_parameters, plan
+from superpoint_lib.pipeline import notebook_defaults, notebook_parameters, plan
 from superpoint_lib.report import drop_progress_bars
 from superpoint_lib.training import RECIPES, TrainConfig
 
@@ -86,18 +86,11 @@ def test_profile_full_trains_what_the_recipes_say():
         else:
             continue
         trained.append(recipe)
-        chosen = defaults(stage.notebook) | stage.parameters
+        chosen = notebook_defaults(stage.notebook) | stage.parameters
         config = replace(base, **{name: chosen[name] for name in names & set(chosen)})
         same = {name: getattr(RECIPES[recipe], name) for name in free}
         assert replace(config, **same) == RECIPES[recipe]
     assert trained == ["full-magicpoint", "full-first", "full-second", "full-superpoint"]
-
-
-def defaults(path):
-    """What the parameters of a notebook are if nothing else is said."""
-    (cell,) = (cell for cell in read(path).cells if "parameters" in tags(cell))
-    statements = ast.parse(cell.source).body
-    return {ast.unparse(one.target): ast.literal_eval(one.value) for one in statements}
 
 
 def test_profiles_are_those_that_the_documentation_names():

@@ -74,7 +74,7 @@ def test_list_images_follows_links_once(tmp_path):
 
 
 def test_a_missing_folder_says_how_to_supply_it(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"train2017.*ln -s.*superpoint data"):
+    with pytest.raises(FileNotFoundError, match=r"train2017.*ln -s.*superpoint data.*get the"):
         list_images(tmp_path / "train2017")
     touch(tmp_path, "a.png")
     with pytest.raises(NotADirectoryError, match=r"a\.png"):

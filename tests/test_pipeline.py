@@ -219,6 +219,22 @@ def test_what_a_failed_run_left_half_done_is_not_kept(project, monkeypatch, stop
     assert artefact.read_text() == "2"
 
 
+def test_a_notebook_saved_while_it_runs_is_run_again(project, monkeypatch):
+    execute = pipeline._execute
+
+    def saved_meanwhile(stage, target, cell_timeout):
+        message = execute(stage, target, cell_timeout)
+        write_notebook(project, "00_first", SAVE, "1 + 1")
+        return message
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "_execute", saved_meanwhile)
+        assert not run_profile("quick", only=["00"]).failed
+    # What was computed is not by the notebook as it is now.
+    for status in ("done", "kept"):
+        assert statuses(run_profile("quick", only=["00"], resume=True)) == {"00_first": status}
+
+
 def test_an_exception_inside_a_widget_callback_fails_the_notebook(project):
     write_notebook(project, "00_first", WIDGET)
     result = run_profile("quick", only=["00_first"])
@@ -245,6 +261,8 @@ def test_a_cell_that_takes_too_long_fails(project):
         ("00_first: {folders: data}", "folders must be tuple"),
         ("00_first: {output: here}", "output is set by the pipeline"),
         ("00_first: 3", "must hold a mapping"),
+        ("00: {steps: 2}", r"bad.yaml: the key 0 is not a string"),
+        ("on: {steps: 2}", r"bad.yaml: the key True is not a string"),
         ("00_first: {source: '{run}/01_second/x'}", "must name an earlier notebook"),
         ("00_first: {source: '{run}/00_first_round2/x'}", "must name an earlier notebook"),
     ],
@@ -266,6 +284,34 @@ def test_unknown_names_and_missing_inputs_are_refused(project):
         plan("long", only=["01"])
 
 
+def test_what_is_needed_comes_with_what_it_needs_itself(project):
+    write_profile(project, "rounds", ROUNDS)
+    write_notebook(project, "02_third")
+    stages = plan("rounds")
+    assert pipeline.unfinished(["01_second_round2"], stages) == [
+        "00_first",
+        "01_second",
+        "00_first_round2",
+        "01_second_round2",
+    ]
+    done = project / "runs" / "rounds" / "01_second"
+    done.mkdir(parents=True)
+    (done / "run.json").touch()
+    assert pipeline.unfinished(["00_first_round2"], stages) == ["00_first_round2"]
+    assert pipeline.unfinished(["01_second"], stages) == []
+
+
+def test_defaults_of_a_notebook_are_what_its_parameters_cell_says(project):
+    (first, _) = pipeline.list_notebooks()
+    assert pipeline.notebook_defaults(first) == {
+        "output": "runs/quick/00_first",
+        "steps": 2,
+        "rate": 0.5,
+        "source": "bundled",
+        "folders": (),
+    }
+
+
 def test_lists_of_placeholders_are_filled(project):
     write_profile(project, "long", "01_second: {folders: ['{run}/00_first/a', data/b]}")
     second = plan("long")[1]
@@ -282,8 +328,9 @@ def test_a_notebook_without_an_output_parameter_is_refused(project):
 
 def test_outside_a_checkout_it_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "project_root", lambda: tmp_path)
-    with pytest.raises(PipelineError, match="inside a clone"):
-        pipeline.list_notebooks()
+    for look in (pipeline.list_notebooks, lambda: plan("quick")):
+        with pytest.raises(PipelineError, match="inside a clone"):
+            look()
 
 
 def test_results_that_cannot_be_read_fail_the_notebook(project):
@@ -326,6 +373,23 @@ def test_extracted_figures_replace_older_ones(tmp_path):
     assert report.extract_figures(notebook, tmp_path, "nb") == (tmp_path / "nb_01.png",)
     assert not (tmp_path / "nb_07.png").exists()
     assert report.notebook_title(notebook) == ""
+
+
+def test_a_page_that_fails_leaves_the_earlier_one(tmp_path, monkeypatch):
+    def half(self, *_, **__):
+        self.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "write_text", half)
+    for name, write in (
+        ("index.html", lambda: report.write_index(tmp_path, "title", [])),
+        ("a.html", lambda: report.render_html(new_notebook(), tmp_path / "a.html", "title")),
+    ):
+        (tmp_path / name).write_bytes(b"earlier")
+        with pytest.raises(OSError, match="disk full"):
+            write()
+        assert (tmp_path / name).read_bytes() == b"earlier"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.html", "index.html"]
 
 
 def test_stored_progress_bars_are_dropped_and_nothing_else():

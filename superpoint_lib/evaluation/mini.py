@@ -156,7 +156,7 @@ def warped_pairs(
 
     Raises:
         FileNotFoundError: No such folder of pictures.
-        ValueError: An unknown kind.
+        ValueError: An unknown kind, or a folder without pictures.
     """
     if kind not in WARPED_KINDS:
         raise ValueError(f"unknown kind {kind!r}; known: {', '.join(WARPED_KINDS)}")
@@ -166,6 +166,13 @@ def warped_pairs(
         for path in list_images(pictures)
         if path.stem not in _SAME_SCENE
     }
+    if not photos:
+        instead = (
+            "remove the folder, and the bundled photographs are taken"
+            if source == "auto"
+            else "name another folder"
+        )
+        raise ValueError(f"no pictures in {pictures}: put some there, or {instead}")
     name = pictures.name + kind.removeprefix("warped")
     target = runs_dir() / "warped-pairs" / name if folder is None else Path(folder)
     return make_benchmark(target, photos, WARPED_KINDS[kind], progress=True)

@@ -207,8 +207,7 @@ class Results:
             The two paths. In the JSON NaN is null; the CSV's first line is the command behind a
             ``#``, a value that a record does not have is empty.
         """
-        stem = str(path).removesuffix(".json").removesuffix(".csv")
-        json_path, csv_path = Path(f"{stem}.json"), Path(f"{stem}.csv")
+        json_path, csv_path = result_paths(path)
         content: dict[str, Any] = {
             "command": command,
             "protocol_name": self.protocol_name,
@@ -322,6 +321,12 @@ def _pair_key(record: Record) -> tuple[str, int]:
 def _cell(row: Record, intervals: bool) -> str:
     value = f"{row['value']:.3f}"
     return f"{value} [{row['low']:.3f}, {row['high']:.3f}]" if intervals else value
+
+
+def result_paths(path: str | Path) -> tuple[Path, Path]:
+    """The .json and the .csv file that ``Results.save`` writes; ``path`` may end in either."""
+    stem = str(path).removesuffix(".json").removesuffix(".csv")
+    return Path(f"{stem}.json"), Path(f"{stem}.csv")
 
 
 def json_ready(value: Any) -> Any:
