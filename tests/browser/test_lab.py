@@ -275,7 +275,7 @@ def test_the_quickstart_runs_and_can_be_played_with(browser, lab):
     page = open_and_run(browser, lab, name)
 
     static = page.locator(".jp-RenderedImage img")
-    expect(static).to_have_count(3)
+    expect(static).to_have_count(4)
     for index in range(3):
         assert_loaded(static.nth(index))
 
