@@ -276,7 +276,7 @@ def test_the_quickstart_runs_and_can_be_played_with(browser, lab):
 
     static = page.locator(".jp-RenderedImage img")
     expect(static).to_have_count(4)
-    for index in range(3):
+    for index in range(4):
         assert_loaded(static.nth(index))
 
     detections = Shown(cell_with(page, "explore_detections("))
