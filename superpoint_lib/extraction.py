@@ -640,8 +640,8 @@ def _descriptors(features: HasDescriptors, name: str) -> Tensor:
             f"{name} has no descriptors (a detector alone, such as MagicPoint, gives none); "
             "extract with a SuperPoint"
         )
-    array = descriptors if isinstance(descriptors, Tensor) else np.asarray(descriptors)
-    tensor = array if isinstance(array, Tensor) else _from_numpy(array)
+    is_tensor = isinstance(descriptors, Tensor)
+    tensor = descriptors if is_tensor else _from_numpy(np.asarray(descriptors))
     if not len(tensor):
         return tensor.float()
     if tensor.ndim != 2 or not tensor.is_floating_point():

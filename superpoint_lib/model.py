@@ -201,7 +201,7 @@ class MagicPoint(nn.Module):
         weights = load_weights(name_or_path)
         where = str(name_or_path)
         config = configuration.from_dict(ModelConfig, weights.config, where=where)
-        with _own_randomness():
+        with _random_state_kept():
             model = cls(config)
         model.load_state_dict(_matching_state(model, weights, where))
         # The order of memory in which convolutions are fastest; outputs are in the usual one.
@@ -285,7 +285,7 @@ def fold_batch_norm(model: M) -> M:
             f"this model has norm={config.norm!r}, norm_order={config.norm_order!r}"
         )
     plain = configuration.replace(config, norm="none", norm_outputs=False)
-    with _own_randomness():
+    with _random_state_kept():
         folded = type(model)(plain).to(next(model.parameters()))
     state = {}
     for name, block in model.named_modules():
@@ -340,8 +340,8 @@ def exact_float32(exact: bool) -> Iterator[None]:
         setattr(switch, name, before)
 
 
-def _own_randomness() -> AbstractContextManager[None]:
-    """Inside, what a new network draws, to be overwritten, is not taken from anyone's sequence."""
+def _random_state_kept() -> AbstractContextManager[None]:
+    """Inside, what a new network draws, to be overwritten, is taken from nobody's sequence."""
     return torch.random.fork_rng(devices=[])
 
 
