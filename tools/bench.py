@@ -4,7 +4,8 @@
     python tools/bench.py matching ...     # some stages, to the screen only
     python tools/bench.py --update start   # some stages, replaced in results/benchmark.json
 
-Where there is a GPU, it is measured, and the file is results/benchmark_gpu.json.
+Where there is a GPU, it is measured, and the file is results/benchmark_gpu.json; where the
+processor does not multiply bfloat16, it is results/benchmark_float32.json.
 Each stage runs in a process of its own, so that its peak memory is its own. What is compared runs
 in turns in that process: a busy machine slows both, and a ratio is the median over the turns.
 """
@@ -23,11 +24,13 @@ import torch
 from benchmark.measuring import DEVICE, Row, peak_memory
 from benchmark.stages import STAGES
 
+from superpoint_lib.model import uses_bfloat16
 from superpoint_lib.paths import project_root, results_dir, write_json
 from superpoint_lib.training.facts import commit_name, machine_name
 
 ON_GPU = DEVICE.type == "cuda"
-OUTPUT = results_dir() / ("benchmark_gpu.json" if ON_GPU else "benchmark.json")
+KIND = "_gpu" if ON_GPU else "" if uses_bfloat16("auto", DEVICE) else "_float32"
+OUTPUT = results_dir() / f"benchmark{KIND}.json"
 
 
 def measure(stage: str) -> dict[str, Any] | None:

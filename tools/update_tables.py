@@ -111,38 +111,55 @@ def shapes() -> str:
 
 def speed() -> str:
     """What of the benchmarks has a goal; of the exponents only those that miss it, and how many."""
-    stages = _read(RESULTS / "benchmark.json")["stages"]
-    growth = [
-        row for stage in stages if stage.startswith("growth") for row in stages[stage]["rows"]
+    cpu, float32 = (_read(RESULTS / f"benchmark{kind}.json") for kind in ("", "_float32"))
+    growth = _counted(_rows(cpu, growth=True), "exponents of growth are as they should be")
+    goals = _counted([*_rows(float32, growth=False), *_rows(float32, growth=True)], "goals are met")
+    without_bfloat16 = (
+        f"Without bfloat16 ({_measured_on(float32)}; "
+        f"[`results/benchmark_float32.json`](results/benchmark_float32.json)) {goals}"
+    )
+    on_cpu, on_gpu = (_speed(RESULTS / f"benchmark{kind}.json") for kind in ("", "_gpu"))
+    return "\n\n".join([on_cpu, growth, without_bfloat16, on_gpu])
+
+
+def _rows(content: dict[str, Any], growth: bool) -> list[dict[str, Any]]:
+    return [
+        row
+        for stage, result in content["stages"].items()
+        if stage.startswith("growth") == growth
+        for row in result["rows"]
     ]
-    on_cpu, on_gpu = (_speed(RESULTS / f"benchmark{suffix}.json") for suffix in ("", "_gpu"))
-    return f"{on_cpu}\n\n{_exponents(growth)}\n\n{on_gpu}"
 
 
 def _speed(path: Path) -> str:
     content = _read(path)
-    stages = content["stages"]
     rows = [
         [
             stage.replace("_", " "),
             row["what"],
-            _with_unit(f"{row['value']:.3g} {row['unit']}"),
-            _with_unit(_goal(row)),
+            _value(row),
+            _goal(row),
             "met" if row["met"] else "**missed**",
         ]
-        for stage, result in stages.items()
+        for stage, result in content["stages"].items()
         if not stage.startswith("growth")
         for row in result["rows"]
         if row["goal"]
     ]
-    # One of each after `make bench`; several where stages were measured anew by themselves.
-    commits = ", ".join(dict.fromkeys(_short(one["commit"]) for one in stages.values()))
-    machines = ", ".join(dict.fromkeys(one["machine"] for one in stages.values()))
     caption = (
-        f"**Speed**: {machines}, PyTorch {content['torch']}, commit {commits}. × stands "
-        "for times as fast, or as long, as what is named."
+        f"**Speed**: {_measured_on(content)}. × stands for times as fast, or as long, as what is "
+        "named."
     )
     return _with_source(caption, ["stage", "what", "measured", "goal", ""], rows, path)
+
+
+def _measured_on(content: dict[str, Any]) -> str:
+    """The machine, the versions. One of each after `make bench`; several where stages were
+    measured anew by themselves."""
+    stages = content["stages"].values()
+    commits = ", ".join(dict.fromkeys(_short(one["commit"]) for one in stages))
+    machines = ", ".join(dict.fromkeys(one["machine"] for one in stages))
+    return f"{machines}, PyTorch {content['torch']}, commit {commits}"
 
 
 def _short(commit: str) -> str:
@@ -150,23 +167,24 @@ def _short(commit: str) -> str:
     return f"`{commit[:10]}{'+' * commit.endswith('+')}`"
 
 
-def _exponents(rows: Sequence[dict[str, Any]]) -> str:
+def _counted(rows: Sequence[dict[str, Any]], what: str) -> str:
+    """How many goals are met, and those that are not."""
     goals = [row for row in rows if row["goal"]]
-    missed = [
-        f"{row['what']} {row['value']:.2f} ({_goal(row).removesuffix(' exponent')})"
-        for row in goals
-        if not row["met"]
-    ]
-    met = f"{len(goals) - len(missed)} of {len(goals)} exponents of growth are as they should be"
+    missed = [f"{row['what']} {_value(row)} ({_goal(row)})" for row in goals if not row["met"]]
+    met = f"{len(goals) - len(missed)} of {len(goals)} {what}"
     return f"{met}; missed: {', '.join(missed)}." if missed else f"{met}."
 
 
+def _value(row: dict[str, Any]) -> str:
+    return _with_unit(f"{row['value']:.3g} {row['unit']}")
+
+
 def _goal(row: dict[str, Any]) -> str:
-    return str(row["goal"]).replace(">=", "≥").replace("<=", "≤")
+    return _with_unit(str(row["goal"]).replace(">=", "≥").replace("<=", "≤"))
 
 
 def _with_unit(text: str) -> str:
-    return text.removesuffix(" x") + " ×" if text.endswith(" x") else text
+    return text.removesuffix(" exponent").replace(" x", " ×")
 
 
 def standard() -> str:

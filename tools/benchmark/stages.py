@@ -105,29 +105,40 @@ def _training_on_gpu(name: str, config: TrainConfig, folder: Path) -> list[Row]:
 
 
 def _training_on_cpu(name: str, config: TrainConfig, folder: Path) -> list[Row]:
-    config = replace(config, steps=20, log_every=1)
     step, images = bare_step(config)
     step()
+    # As many steps as take about 20 seconds, so that a slow processor has done in minutes, too.
+    config = replace(config, steps=min(20, max(6, round(20 / seconds(step)))), log_every=1)
     with watched() as watch:
         _train_rate(config, folder / "watched")
-    waiting, default = 100 * watch.share(skip=config.steps // 3), watch.workers
-    # With the default among them, which need not be trained twice.
-    configs = {"default": config}
-    configs |= {f"{n} workers": replace(config, workers=n) for n in (0, 1) if n != default}
-    rates: Times = {"bare": [], **{key: [] for key in configs}}
-    # In changing order, and often: with and without a loader process differ by less than one turn.
+    rates: Times = {"bare": [], "trained": []}
     for turn in range(5):
-        rates["bare"].append(images / statistics.median(seconds(step) for _ in range(config.steps)))
-        for key in sorted(configs, reverse=turn % 2 == 0):
-            rates[key].append(_train_rate(configs[key], folder / f"{key} {turn}"))
-    with_one, without = (key if key in rates else "default" for key in ("1 workers", "0 workers"))
-    faster = ratio(rates, with_one, without)
+        took = statistics.fmean(seconds(step) for _ in range(config.steps))
+        rates["bare"].append(images / took)
+        rates["trained"].append(_train_rate(config, folder / str(turn)))
     return [
-        at_least(f"{name}: images/s, of bare steps'", ratio(rates, "default", "bare"), 0.85),
-        plain(f"{name}: images", statistics.median(rates["default"]), "/s"),
-        at_least(f"{name}: with one loader process, of without", faster, 1),
-        plain(f"{name}: {WAITING}", waiting, "%"),
+        at_least(f"{name}: images/s, of bare steps'", ratio(rates, "trained", "bare"), 0.85),
+        plain(f"{name}: images", statistics.median(rates["trained"]), "/s"),
+        at_least(
+            f"{name}: with one loader process, of without",
+            _loader_gain(config, folder / "loader"),
+            1,
+        ),
+        plain(f"{name}: {WAITING}", 100 * watch.share(skip=config.steps // 3), "%"),
     ]
+
+
+def _loader_gain(config: TrainConfig, folder: Path) -> float:
+    """The speed of a training with one loader process, of its speed without."""
+    # They differ by little more than one turn from the next: steps of a quarter of the size, of
+    # which a turn has four times as many, in changing order.
+    config = replace(config, batch_size=config.batch_size // 4, steps=4 * config.steps)
+    rates: Times = {"without": [], "with": []}
+    for turn in range(8):
+        for key in sorted(rates, reverse=turn % 2 == 0):
+            one = replace(config, workers=int(key == "with"))
+            rates[key].append(_train_rate(one, folder / f"{key} {turn}"))
+    return ratio(rates, "with", "without")
 
 
 def _train_rate(config: TrainConfig, folder: Path) -> float:
@@ -136,7 +147,9 @@ def _train_rate(config: TrainConfig, folder: Path) -> float:
 
     train(config, folder, progress=False)
     history = read_history(folder / "history.csv")
-    return statistics.median(row["images_per_second"] for row in history[len(history) // 3 :])
+    return statistics.harmonic_mean(
+        row["images_per_second"] for row in history[len(history) // 3 :]
+    )
 
 
 def descriptor_loss() -> list[Row]:
