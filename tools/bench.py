@@ -51,7 +51,8 @@ def measure(stage: str) -> dict[str, Any] | None:
 def show(row: Row) -> str:
     """The lines of a row, at most 100 columns wide."""
     verdict = {True: "met", False: "missed", None: ""}[row["met"]]
-    value = f"{row['value']:.3g} {row['unit']}"
+    error = f" +- {row['error']:.1g}" if "error" in row else ""
+    value = f"{row['value']:.3g}{error} {row['unit']}"
     line = f"  {row['what']:50}{value:>15}   {row['goal']:18}{verdict}".rstrip()
     return "\n".join([line, *(_curve_lines(row) if "sizes" in row else [])])
 

@@ -131,6 +131,9 @@ def _rows(content: dict[str, Any], growth: bool) -> list[dict[str, Any]]:
     ]
 
 
+_ERRORS = "; ± is a standard error, and a goal within two of them is met"
+
+
 def _speed(path: Path) -> str:
     content = _read(path)
     rows = [
@@ -148,7 +151,7 @@ def _speed(path: Path) -> str:
     ]
     caption = (
         f"**Speed**: {_measured_on(content)}. × stands for times as fast, or as long, as what is "
-        "named."
+        f"named{_ERRORS if any('±' in row[2] for row in rows) else ''}."
     )
     return _with_source(caption, ["stage", "what", "measured", "goal", ""], rows, path)
 
@@ -176,7 +179,8 @@ def _counted(rows: Sequence[dict[str, Any]], what: str) -> str:
 
 
 def _value(row: dict[str, Any]) -> str:
-    return _with_unit(f"{row['value']:.3g} {row['unit']}")
+    error = f" ± {row['error']:.1g}" if "error" in row else ""
+    return _with_unit(f"{row['value']:.3g}{error} {row['unit']}")
 
 
 def _goal(row: dict[str, Any]) -> str:

@@ -148,3 +148,15 @@ def at_most(what: str, value: float, goal: float, unit: str = "x") -> Row:
 def plain(what: str, value: float, unit: str = "x") -> Row:
     """A figure without a goal."""
     return {"what": what, "value": value, "unit": unit, "goal": "", "met": None}
+
+
+def no_slower(what: str, gains: Sequence[float]) -> Row:
+    """A row of a speed against another's, measured in several turns, with its standard error.
+
+    The goal, 1, is met where it lies within two standard errors of the mean or below it: what the
+    turns cannot tell from luck is no loss.
+    """
+    logs = np.log(gains)
+    value = float(np.exp(logs.mean()))
+    error = value * float(logs.std(ddof=1)) / len(gains) ** 0.5
+    return at_least(what, value, 1) | {"error": error, "met": value + 2 * error >= 1}
