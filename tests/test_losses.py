@@ -347,6 +347,15 @@ def test_agreement_loss_by_hand():
     assert agreement_loss(logits0, at_17, labels0, larger).item() == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(("column", "expected"), [(5, 0.5), (6, 0.0)])
+def test_agreement_loss_looks_three_pixels_far(column, expected):
+    # A row further down in view 1; the label says column 2.
+    logits0, view1 = two_pixels(4, column), two_pixels(4, 8 + column).roll(1, 3)
+    labels0 = torch.tensor([[[64, 2, 64, 64]]])
+    loss = agreement_loss(logits0, view1, labels0, SHIFT).item()
+    assert loss == pytest.approx(expected, abs=1e-6)
+
+
 def test_agreement_loss_counts_what_both_views_show():
     logits0, labels0 = two_pixels(4, 3, 4), torch.tensor([[[64, 2, 64, 64]]])
     off = two_pixels(4, 8 + 4).roll(1, 3)
@@ -400,6 +409,14 @@ def test_repeatability_loss_by_hand():
     half = two_pixels(4, 3, 64).roll(1, 3)
     expected = ((cost - 0.5) + 0.5 * (cost - 1)) / 2 / cells
     assert repeatability_loss(logits0, half, SHIFT, cost=cost).item() == pytest.approx(expected)
+
+
+def test_repeatability_loss_counts_no_keypoint_twice():
+    # Two neighbours, either side of the border of two cells: each is found again, once.
+    logits = torch.full((1, 65, 1, 2), -100.0)
+    logits[:, 8 * 3 + 7, 0, 0] = logits[:, 8 * 3, 0, 1] = 100.0
+    loss = repeatability_loss(logits, logits, translation(0, 0), cost=0.2)
+    assert loss.item() == pytest.approx((0.2 - 1) * 2 / 2)
 
 
 def test_repeatability_loss_counts_what_lands_in_valid_cells():

@@ -52,6 +52,13 @@ def test_repeatability_counts_both_images_and_averages_the_distances():
     assert wider.localization_error == pytest.approx((2 + 5 + 2 + 5) / 4)
 
 
+def test_repeatability_lets_several_points_share_one():
+    crowd = np.array([[10.0, 10], [11, 10], [12, 10]])
+    one_way = metrics.repeatability(crowd[:1], crowd, IDENTITY, SIZE, SIZE)
+    assert one_way == (1.0, pytest.approx((0 + 0 + 1 + 2) / 4), 1, 3)
+    assert metrics.repeatability(crowd, crowd[:1], IDENTITY, SIZE, SIZE) == (*one_way[:2], 3, 1)
+
+
 def test_repeatability_leaves_out_points_the_other_image_cannot_see():
     # Everything moves right by 50: of image 0 the first is lost, of image 1 the second.
     points0 = np.array([[160.0, 10], [20, 20]])
