@@ -2,6 +2,8 @@
 
 Pictures are float32 (H, W) in [0, 1]. The photometric effects and their published strengths are
 those of the public SuperPoint trainings; strengths are given in gray levels of 0..255, as there.
+One differs: but for "synthetic" shades are four times as large (`PhotometricConfig.shade_size`), as
+in the trainings of the bundled weights.
 Shown in notebook 01.
 """
 
@@ -47,9 +49,10 @@ class PhotometricConfig:
             gray levels.
         speckle: switch. speckle_probability: range of the chance of a pixel to turn black, and
             again of the chance to turn white (salt and pepper).
-        shade: switch. shade_ellipses: number of blurred ellipses. shade_transparency: range of
-            the strength at the heart of the shade, negative lightens. shade_kernel: range of the
-            blur kernel's side, in pixels.
+        shade: switch. shade_ellipses: number of blurred ellipses. shade_size: largest half axis, of
+            the picture's smaller side; published is 0.25. shade_transparency: range of the strength
+            at the heart of the shade, negative lightens. shade_kernel: range of the blur kernel's
+            side, in pixels.
         motion_blur: switch. motion_kernel: largest side of the kernel, in pixels; the side is
             drawn among the odd numbers up to it, 1 changes nothing.
         defocus: switch. defocus_sigma: range of the deviation of a Gaussian blur, in pixels.
@@ -65,6 +68,7 @@ class PhotometricConfig:
     speckle_probability: tuple[float, float] = (0.0, 0.0035)
     shade: bool = True
     shade_ellipses: int = 20
+    shade_size: float = 1.0
     shade_transparency: tuple[float, float] = (-0.5, 0.5)
     shade_kernel: tuple[int, int] = (100, 150)
     motion_blur: bool = True
@@ -89,6 +93,7 @@ PHOTOMETRIC_PRESETS: dict[str, PhotometricConfig] = {
         brightness_change=75.0,
         contrast_range=(0.3, 1.8),
         noise_sigma=(0.0, 15.0),
+        shade_size=0.25,
         shade_transparency=(-0.5, 0.8),
         shade_kernel=(50, 100),
         motion_kernel=7,
@@ -142,7 +147,12 @@ def _effects(config: PhotometricConfig) -> list[Callable[[Image, np.random.Gener
         (
             config.shade,
             lambda im, rng: add_shade(
-                im, config.shade_ellipses, config.shade_transparency, config.shade_kernel, rng
+                im,
+                config.shade_ellipses,
+                config.shade_size,
+                config.shade_transparency,
+                config.shade_kernel,
+                rng,
             ),
         ),
         (config.motion_blur, lambda im, rng: add_motion_blur(im, config.motion_kernel, rng)),
@@ -191,6 +201,7 @@ def add_speckle_noise(
 def add_shade(
     image: Image,
     ellipses: int,
+    size: float,
     transparency: tuple[float, float],
     kernel: tuple[int, int],
     rng: np.random.Generator,
@@ -203,17 +214,18 @@ def add_shade(
     Args:
         image: float32 (H, W).
         ellipses: how many.
+        size: their largest half axis, of the picture's smaller side; the smallest is a fifth of it.
         transparency: range of t.
         kernel: range of the side of the Gaussian kernel that blurs the mask, in pixels.
         rng: source of every random number used.
     """
     height, width = image.shape
     side = rng.uniform(*kernel)
-    factor = max(1.0, min(side / SHADE_DETAIL, min(height, width) / 16))
+    finest = min(1.0, size) * min(height, width) / 16  # ellipses keep their shape
+    factor = max(1.0, min(side / SHADE_DETAIL, finest))
     rows, columns = max(1, round(height / factor)), max(1, round(width / factor))
     mask = np.zeros((rows, columns), np.uint8)
-    smaller = min(rows, columns)
-    axes = np.maximum(rng.random((ellipses, 2)), 0.2) * smaller
+    axes = np.maximum(rng.random((ellipses, 2)), 0.2) * size * min(rows, columns)
     largest = axes.max(axis=1, keepdims=True)
     room = np.maximum(np.array((columns, rows)) - 2 * largest, 0)
     centers = largest + rng.random((ellipses, 2)) * room

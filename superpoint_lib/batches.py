@@ -310,9 +310,10 @@ def _speckle(images: Tensor, probability: tuple[float, float], draws: Draws) -> 
 def _shade(images: Tensor, config: PhotometricConfig, draws: Draws) -> Tensor:
     batch, _, height, width = images.shape
     least, most = config.shade_kernel
-    factor = max(1.0, min(least / SHADE_DETAIL, min(height, width) / 16))
+    finest = min(1.0, config.shade_size) * min(height, width) / 16
+    factor = max(1.0, min(least / SHADE_DETAIL, finest))
     rows, columns = max(1, round(height / factor)), max(1, round(width / factor))
-    mask = _ellipses(batch, config.shade_ellipses, rows, columns, draws)
+    mask = _ellipses(batch, config.shade_ellipses, config.shade_size, rows, columns, draws)
     half = (draws.uniform(least, most, batch, 1) / factor / 2).round()
     # OpenCV's deviation for a kernel of 2 half + 1 pixels.
     sigma = 0.3 * (half - 1) + 0.8
@@ -321,10 +322,11 @@ def _shade(images: Tensor, config: PhotometricConfig, draws: Draws) -> Tensor:
     return images * (1 - wide * draws.uniform(*config.shade_transparency, batch, 1, 1, 1))
 
 
-def _ellipses(batch: int, number: int, rows: int, columns: int, draws: Draws) -> Tensor:
+def _ellipses(
+    batch: int, number: int, size: float, rows: int, columns: int, draws: Draws
+) -> Tensor:
     """Random ellipses, filled: (batch, rows, columns) of 0 and 1."""
-    smaller = min(rows, columns)
-    axes = draws.uniform(0, 1, batch, number, 2).clamp_min(0.2) * smaller
+    axes = draws.uniform(0, 1, batch, number, 2).clamp_min(0.2) * size * min(rows, columns)
     largest = axes.amax(2)
     room_x, room_y = ((n - 2 * largest).clamp_min(0) for n in (columns, rows))
     centre_x = largest + draws.uniform(0, 1, batch, number) * room_x

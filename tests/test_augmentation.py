@@ -42,6 +42,9 @@ def test_presets_are_the_published_ones():
         assert coco.shade_transparency == (-0.5, 0.5) and coco.shade_kernel == (100, 150)
     assert all(p.speckle_probability == (0, 0.0035) for p in PHOTOMETRIC_PRESETS.values())
     assert all(p.shade_ellipses == 20 for p in PHOTOMETRIC_PRESETS.values())
+    # Published is a quarter; the others keep what the bundled weights were trained with.
+    sizes = {name: preset.shade_size for name, preset in PHOTOMETRIC_PRESETS.items()}
+    assert sizes.pop("synthetic") == 0.25 and set(sizes.values()) == {1.0}
 
 
 def test_no_effect_leaves_the_picture_alone():
@@ -132,18 +135,41 @@ def test_speckle_turns_the_stated_share_black_and_white():
 
 def test_shade_scales_smoothly_between_one_and_the_stated_strength():
     image = _gray(0.4)
-    darker = add_shade(image, 20, (0.8, 0.8), (50, 100), _rng())
+    darker = add_shade(image, 20, 1.0, (0.8, 0.8), (50, 100), _rng())
     assert darker.min() >= 0.4 * 0.2 - 1e-6 and darker.max() <= 0.4 + 1e-6
     assert np.ptp(darker) > 0.1
     assert max(np.abs(np.diff(darker, axis=a)).max() for a in (0, 1)) < 0.02
-    lighter = add_shade(image, 20, (-0.5, -0.5), (50, 100), _rng())
+    lighter = add_shade(image, 20, 1.0, (-0.5, -0.5), (50, 100), _rng())
     assert lighter.max() <= 0.4 * 1.5 + 1e-6 and lighter.min() >= 0.4 - 1e-6
-    assert np.array_equal(add_shade(image, 0, (0.8, 0.8), (50, 100), _rng()), image)
+    assert np.array_equal(add_shade(image, 0, 1.0, (0.8, 0.8), (50, 100), _rng()), image)
+
+
+def published_mask(height, width, kernel, rng):
+    """The mask of the public trainings, at full size: half axes up to a quarter of the height."""
+    largest, mask = min(height, width) / 4, np.zeros((height, width), np.uint8)
+    for _ in range(20):
+        axes = [int(max(rng.random() * largest, largest / 5)) for _ in "xy"]
+        x, y = (int(rng.integers(max(axes), n - max(axes))) for n in (width, height))
+        cv2.ellipse(mask, (x, y), axes, rng.uniform(0, 90), 0, 360, 255, -1)
+    side = 2 * (int(rng.integers(*kernel)) // 2) + 1
+    return cv2.GaussianBlur(mask.astype(np.float32), (side, side), 0) / 255
+
+
+@pytest.mark.parametrize("kernel", [(50, 100), (100, 150)])
+def test_shade_covers_as_much_as_the_published_one(kernel):
+    rng, white = _rng(), np.ones((120, 160), np.float32)
+    theirs = np.stack([published_mask(120, 160, kernel, rng) for _ in range(200)])
+    ours = 1 - np.stack([add_shade(white, 20, 0.25, (1, 1), kernel, rng) for _ in range(200)])
+    assert ours.mean() == pytest.approx(theirs.mean(), abs=0.05)
+    assert ours.std((1, 2)).mean() == pytest.approx(theirs.std((1, 2)).mean(), abs=0.03)
+    # Ellipses as large as the picture cover nearly all of it.
+    large = 1 - np.stack([add_shade(white, 20, 1.0, (1, 1), kernel, rng) for _ in range(50)])
+    assert large.mean() > 0.8
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (17, 200), (240, 320)])
 def test_shade_takes_any_size(shape):
-    shaded = add_shade(_gray(0.4, shape), 20, (0.8, 0.8), (100, 150), _rng())
+    shaded = add_shade(_gray(0.4, shape), 20, 1.0, (0.8, 0.8), (100, 150), _rng())
     assert shaded.shape == shape and shaded.min() >= 0.08 - 1e-6
 
 

@@ -327,7 +327,7 @@ def test_defocus_by_less_than_a_pixel_changes_nothing():
 
 def test_ellipses_are_those_that_opencv_fills():
     # One ellipse: half axes .5 and .25 of 40 px, in the middle, turned by 30 degrees.
-    ours = batches._ellipses(1, 1, 40, 60, FixedDraws([0.5, 0.25], 0.5, 0.5, 1 / 3))[0].numpy()
+    ours = batches._ellipses(1, 1, 1.0, 40, 60, FixedDraws([0.5, 0.25], 0.5, 0.5, 1 / 3))[0].numpy()
     filled = np.zeros((40, 60), np.uint8)
     cv2.ellipse(filled, ((30.0, 20.0), (40.0, 20.0), 30.0), 1, -1)
     assert (ours != filled).mean() < 0.02
