@@ -261,6 +261,7 @@ def augment_batch(images: Tensor, config: Photometric, draws: Draws) -> Tensor:
     if not isinstance(config, PhotometricConfig):
         # Which ones is drawn on the host, so that nothing waits for the device.
         ways = np.array_split(draws.host.permutation(len(images)), len(config))
+        draws.host.shuffle(ways)  # the first are larger where the division leaves a rest
         changed = torch.empty_like(images)
         for one in dict.fromkeys(config):
             shares = [way for other, way in zip(config, ways, strict=True) if other == one]

@@ -86,9 +86,9 @@ def refine_matches(
     moved, confirmed = second.copy(), np.zeros(len(first), bool)
     try:
         H_1to0 = invert_homographies(H)
-    except ValueError:  # RANSAC on few matches may give one that folds the image to a line
+        aligned = warp_image(gray1, H_1to0, gray0.shape, padding="border")
+    except ValueError:  # RANSAC on few matches may give one that folds the image to a line, nearly
         return moved, confirmed
-    aligned = warp_image(gray1, H_1to0, gray0.shape, padding="border")
     start, somewhere = np.full_like(second, np.inf), np.isfinite(second).all(axis=1)
     start[somewhere] = warp_points(second[somewhere], H_1to0)
     seen = _inside(first, gray0.shape) & _inside(start, gray0.shape)

@@ -56,7 +56,8 @@ class ShapesConfig:
         primitives: which primitives `draw_sample` draws.
         primitive_weights: relative frequency of each of `primitives`. The default thins out
             ellipses, stripes and noise as the published MagicPoint training does.
-        min_contrast: smallest difference in gray level between a shape and what it touches.
+        min_contrast: smallest difference in gray level between a shape and what it touches; of a
+            checkerboard half of it between neighbours, and three quarters to the background.
         background_contrast: range of the standard deviation of the background, gray levels.
         texture_contrast: the same for the texture inside multiple polygons.
         noise_contrast: the noise primitive's strength varies smoothly over the picture between

@@ -183,6 +183,29 @@ def test_enlarged_looks_land_on_the_pixels_of_the_picture():
     assert heatmap.max() == 1
 
 
+class SureDetector(torch.nn.Module):
+    """Sure of the same pixel of every cell."""
+
+    def __init__(self, pixel: int) -> None:
+        super().__init__()
+        self.pixel = pixel
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        rows, columns = (n // 8 for n in images.shape[2:])
+        logits = torch.zeros(len(images), 65, rows, columns)
+        logits[:, self.pixel] = 100.0
+        return {"logits": logits}
+
+
+@pytest.mark.parametrize("pixel", [0, 27, 36])
+def test_no_look_at_an_enlarged_picture_answers_more_than_it_counts(pixel):
+    shift = np.array([[1.0, 0, -2.25], [0, 1, 0], [0, 0, 1]])
+    image, both = torch.zeros(1, 1, HEIGHT, WIDTH), np.stack([IDENTITY, shift])
+    settings = replace(CONFIG, sizes=(1.0, 2.0), border=3, filter_counts=0)
+    heatmap, counts = adapt_heatmap(SureDetector(pixel), image, both, settings)
+    assert counts.min() < 2 and heatmap.max() <= 1 + 1e-6
+
+
 def test_warps_take_the_sizes_in_turn_and_agree():
     image = blobs()
     detector = SpotDetector()

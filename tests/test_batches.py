@@ -149,13 +149,13 @@ def test_of_several_ways_each_changes_its_share_of_a_batch():
     both = augment_batch(images, [NONE, lighter], draws())
     changed = augment_batch(images, lighter, draws())
     same = [torch.equal(one, image) for one, image in zip(both, images, strict=True)]
-    assert sorted(same) == [False, False, True, True, True]
+    assert sum(same) in (2, 3)
     for one, image, other in zip(both, images, changed, strict=True):
         assert torch.equal(one, image) or torch.allclose(one, other)
     assert torch.equal(augment_batch(images, [lighter], draws()), changed)
     # A way that is named twice gets two shares.
     more = augment_batch(images, [NONE, lighter, lighter], draws())
-    assert sum(torch.equal(a, b) for a, b in zip(more, images, strict=True)) == 2
+    assert sum(torch.equal(a, b) for a, b in zip(more, images, strict=True)) in (1, 2)
 
 
 def test_a_batch_remembers_which_pairs_are_described():
@@ -373,6 +373,17 @@ def test_a_batch_may_be_smaller_than_the_number_of_ways():
     images = smooth_images(2, 32, 40)
     changed = augment_batch(images, ways, draws(0))
     assert (changed != images).flatten(1).any(1).all()
+
+
+def test_no_way_is_drawn_more_often_where_the_batch_does_not_divide():
+    # Two pictures, three ways: each way changes two thirds of the pictures in the long run.
+    ways = [only(brightness=True, brightness_change=change) for change in (0.0, 51.0, 102.0)]
+    images = torch.full((2, 1, 16, 16), 0.5)
+    changed = torch.cat([augment_batch(images, ways, draws(seed)) for seed in range(300)])
+    far = (changed - 0.5).abs().amax((1, 2, 3))
+    assert (far == 0).float().mean() == pytest.approx(1 / 3, abs=0.08)
+    # Of the last way's half lie beyond what the second reaches.
+    assert (far > 0.2).float().mean() == pytest.approx(1 / 6, abs=0.08)
 
 
 def test_nothing_waits_for_the_device():

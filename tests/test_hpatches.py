@@ -571,6 +571,8 @@ def test_worst_pairs_and_curve():
     worst = results.worst_pairs("a", 2)
     assert [(r["sequence"], r["pair"]) for r in worst] == [("v_0", 3), ("v_1", 2)]
     assert results.curve("a", [1, 3, 5]).tolist() == [0.25, 0.5, 0.75]
+    detector_alone = made_up([[math.nan, math.nan]], metric="corner_error")
+    assert np.isnan(detector_alone.curve("a", [1, 3])).all()
 
 
 def test_compare_pairs_cancels_their_difficulty():

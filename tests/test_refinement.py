@@ -8,7 +8,7 @@ import torch
 from superpoint_lib import SuperPoint, extract, match
 from superpoint_lib.datasets import bundled_photos
 from superpoint_lib.evaluation.metrics import estimate_homography
-from superpoint_lib.geometry import mean_corner_error, warp_image, warp_points
+from superpoint_lib.geometry import invert_homographies, mean_corner_error, warp_image, warp_points
 from superpoint_lib.refinement import _contrast, refine_matches
 
 torch.set_num_threads(1)
@@ -175,3 +175,18 @@ def test_the_homography_of_a_photograph_becomes_more_exact():
     assert confirmed.mean() > 0.5
     assert after < 0.1
     assert after < before / 3
+
+
+def test_a_homography_that_is_nearly_singular_confirms_nothing():
+    # Of points nearly in a line: its inverse can be had, the inverse of that cannot.
+    rng = np.random.default_rng(33)
+    along = rng.uniform(5, 110, 6)
+    points0 = np.stack([along, 0.3 * along + 20], 1) + rng.normal(0, 0.01, (6, 2))
+    points1 = np.stack([along, 0.7 * along + 5], 1) + rng.normal(0, 0.01, (6, 2))
+    image = rng.random((120, 120), dtype=np.float32)
+    H, _ = estimate_homography(points0, points1)
+    assert H is not None
+    with pytest.raises(ValueError, match="singular"):
+        invert_homographies(invert_homographies(H))
+    refined, confirmed = refine_matches(image, image, points0, points1, H)
+    assert np.array_equal(refined, points1) and not confirmed.any()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from superpoint_lib.adaptation.settings import AdaptConfig
-from superpoint_lib.extraction import Features, decode_heatmap, nms, soft_argmax
+from superpoint_lib.extraction import Features, decode_heatmap, find_keypoints
 from superpoint_lib.geometry import (
     HOMOGRAPHY_PRESETS,
     sample_homographies,
@@ -183,9 +183,10 @@ def _observe(
     response = response * observed.view(sets, number, frame.height, frame.width)
     back = back.view(sets, number, 3, 3).expand(batch, -1, -1, -1).flatten(0, 1)
     response = warp_images(response.flatten(0, 1)[:, None], back, (height, width))
+    response = response.view(batch, number, height, width)
     if frame.area != 1:
-        response = (response * frame.area).clamp_max(1)
-    return response.view(batch, number, height, width), seen
+        response = torch.minimum(response * frame.area, seen)
+    return response, seen
 
 
 def heatmap_keypoints(heatmap: Tensor, config: AdaptConfig) -> list[Features]:
@@ -196,23 +197,13 @@ def heatmap_keypoints(heatmap: Tensor, config: AdaptConfig) -> list[Features]:
         pixels of the heatmap, refined by a soft-argmax when ``config.subpixel``. A heatmap with
         no response above ``config.threshold`` gives no keypoints.
     """
-    kept = nms(heatmap, config.nms_radius, config.threshold)
-    return [
-        _image_keypoints(plane, maxima, config) for plane, maxima in zip(heatmap, kept, strict=True)
-    ]
-
-
-def _image_keypoints(heatmap: Tensor, maxima: Tensor, config: AdaptConfig) -> Features:
-    rows, columns = maxima.nonzero(as_tuple=True)
-    scores = maxima[rows, columns]
-    # A stable sort leaves equal scores in row-major order, as the suppression ranks them.
-    scores, order = scores.sort(descending=True, stable=True)
-    if config.top_k:
-        scores, order = scores[: config.top_k], order[: config.top_k]
-    keypoints = torch.stack([columns[order], rows[order]], -1).float()
-    if config.subpixel:
-        keypoints = soft_argmax(heatmap, keypoints)
-    return Features(keypoints, scores, None, (heatmap.shape[0], heatmap.shape[1]))
+    size = (heatmap.shape[1], heatmap.shape[2])
+    window = 5 if config.subpixel else 1
+    most = config.top_k or None
+    found = find_keypoints(
+        heatmap, [size] * len(heatmap), most, config.threshold, config.nms_radius, window
+    )
+    return [Features(keypoints, scores, None, size) for keypoints, scores in found]
 
 
 def adapted_keypoints(

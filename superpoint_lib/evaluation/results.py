@@ -189,8 +189,13 @@ class Results:
         return sorted(records, key=lambda r: -r["corner_error"])[:count]
 
     def curve(self, extractor: str, thresholds: Sequence[float]) -> NDArray[np.float64]:
-        """Homography accuracy at each threshold in pixels, (len(thresholds),) in [0, 1]."""
+        """Homography accuracy at each threshold in pixels, (len(thresholds),) in [0, 1].
+
+        Of the matches in their own order, however many orders the table's means are over; NaN for
+        a detector alone.
+        """
         errors = self.select(extractor).values("corner_error")
+        errors = errors[~np.isnan(errors)]
         return np.array([metrics.homography_accuracy(errors, eps) for eps in thresholds])
 
     def save(

@@ -253,7 +253,8 @@ def _warp_torch(
 ) -> torch.Tensor:
     work = torch.float64 if images.dtype == torch.float64 else torch.float32
     source_height, source_width = images.shape[-2:]
-    matrix = torch.as_tensor(inverse, device=images.device).to(work)[:, None, None]
+    # Converted first: there are devices without float64.
+    matrix = torch.as_tensor(inverse).to(work).to(images.device)[:, None, None]
     x = torch.arange(width, device=images.device, dtype=work)
     y = torch.arange(height, device=images.device, dtype=work)[:, None]
     u, v, w = (matrix[..., r, 0] * x + matrix[..., r, 1] * y + matrix[..., r, 2] for r in range(3))

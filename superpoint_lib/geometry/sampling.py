@@ -126,9 +126,9 @@ def sample_homographies(
 
     Convention: the centred patch of the *warped* picture shows the moved patch of the picture, so
     that what fills the warped picture comes from inside (the recipe of
-    github.com/rpautrat/SuperPoint). The patch moves in the unit square, as there: on a picture that
-    is not square a rotation also stretches. Normal variates have a standard deviation of half the
-    amplitude and are cut at the amplitude.
+    github.com/rpautrat/SuperPoint). By default the patch moves in the unit square, as there: on a
+    picture that is not square a rotation then also stretches. Normal variates have a standard
+    deviation of half the amplitude and are cut at the amplitude.
 
     Args:
         n: how many; 0 gives an empty array.

@@ -92,7 +92,7 @@ def _infonce_one_way(
                 left_out = _near_or_unusable(warped, usable, exclusion)
             mask = torch.zeros_like(left_out, dtype=source.dtype)
             mask.masked_fill_(left_out, _NO_CANDIDATE)
-    # Under autocast in bfloat16, a product of unit vectors is off by 0.002 at most, and it is most
+    # Under autocast in bfloat16, a product of unit vectors is off by 0.004 at most, and it is most
     # of the work. Everything that adds up, the softmax above all, is computed in full.
     logits = torch.baddbmm(mask, anchors.mT, others, alpha=1 / temperature)
     with full_precision(source):
@@ -111,7 +111,7 @@ def _infonce_one_way(
 
 def _near_or_unusable(warped: Tensor, usable: Tensor, exclusion: float) -> Tensor:
     """Which landing places (B, N, N) do not compete for each cell: all but its own."""
-    left_out = torch.cdist(warped, warped) <= exclusion
+    left_out = _near(warped, warped, exclusion)
     left_out |= ~usable[:, None]
     left_out.diagonal(dim1=1, dim2=2).fill_(False)
     return left_out
@@ -129,8 +129,15 @@ def _near_or_invalid(
         rows, columns = target.shape[2:]
         centers = cell_centers(rows, columns, warped.device, warped.dtype)
         places = centers.expand(len(warped), -1, -1)
-    near = torch.cdist(warped, places.to(warped.dtype)) <= exclusion
+    near = _near(warped, places.to(warped.dtype), exclusion)
     return near if valid_target is None else near | ~valid_target.flatten(1)[:, None]
+
+
+def _near(points: Tensor, others: Tensor, distance: float) -> Tensor:
+    """Which of (B, K, 2) lie within so many pixels of each of (B, N, 2): (B, N, K)."""
+    # By a product of matrices, TF32 would be off by pixels.
+    exact = "donot_use_mm_for_euclid_dist"
+    return torch.cdist(points, others, compute_mode=exact) <= distance
 
 
 def _described(descriptors: Tensor, places: Tensor | None) -> Tensor:
@@ -237,10 +244,13 @@ def _sample(descriptors: Tensor, points: Tensor) -> Tensor:
     A weighted sum of four rows of a table, which is quicker than ``grid_sample`` on a CPU.
     """
     batch, size, rows, columns = descriptors.shape
-    last = points.new_tensor((columns - 1, rows - 1))
-    cell = ((points - (CELL_SIZE - 1) / 2) / CELL_SIZE).clamp_min(0).minimum(last)
+    x, y = ((points - (CELL_SIZE - 1) / 2) / CELL_SIZE).clamp_min(0).unbind(2)
+    # Limits as numbers: a tensor of them would make the host wait for the GPU.
+    cell = torch.stack((x.clamp_max(columns - 1), y.clamp_max(rows - 1)), dim=2)
     first = cell.floor()
-    ends = torch.stack((first, (first + 1).minimum(last)), dim=2).long()  # (B, K, 2 ends, x and y)
+    x, y = (first + 1).unbind(2)
+    second = torch.stack((x.clamp_max(columns - 1), y.clamp_max(rows - 1)), dim=2)
+    ends = torch.stack((first, second), dim=2).long()  # (B, K, 2 ends, x and y)
     shares = torch.stack((1 - cell + first, cell - first), dim=2).to(descriptors.dtype)
     image = torch.arange(batch, device=points.device)[:, None, None, None] * rows
     index = (image + ends[:, :, :, None, 1]) * columns + ends[:, :, None, :, 0]

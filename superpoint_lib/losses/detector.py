@@ -204,7 +204,7 @@ def _unrepeated(
     """`repeatability_loss` in one direction, of heatmaps (B, H, W)."""
     batch, height, width = heatmap.shape
     cells = height // CELL_SIZE, width // CELL_SIZE
-    x, y = torch.arange(width).to(heatmap), torch.arange(height).to(heatmap)
+    x, y = (torch.arange(n, device=heatmap.device, dtype=heatmap.dtype) for n in (width, height))
     pixels = torch.stack(torch.meshgrid(x, y, indexing="xy")).flatten(1).expand(batch, -1, -1)
     landed = warp_points(pixels.mT, H.to(heatmap)).mT
     nearest, counted = _pixels_of(landed, cells)
@@ -215,7 +215,8 @@ def _unrepeated(
         counts = valid.flatten(1).sum(1).to(heatmap)
     if valid_other is not None:
         counted = counted & valid_at(valid_other, nearest)
-    grid = (2 * landed + 1) / landed.new_tensor([[width], [height]]) - 1
+    x, y = landed.unbind(1)
+    grid = torch.stack(((2 * x + 1) / width, (2 * y + 1) / height), dim=1) - 1
     found = F.grid_sample(
         _sum_near(other, reach).clamp(max=1)[:, None],
         grid.mT.view(batch, height, width, 2),
@@ -227,7 +228,10 @@ def _unrepeated(
 
 
 def _sum_near(heatmap: Tensor, reach: int) -> Tensor:
-    """Sums (B, H, W) over squares of 2 ``reach`` + 1 pixels, the outermost ring counted by half."""
+    """Sums (B, H, W) over squares of 2 ``reach`` + 1 pixels.
+
+    Along x and along y the outermost pixels count by half, so corners by a quarter.
+    """
     # Two means of squares, of 2 reach and of 2 pixels: quicker than one convolution.
     squares = F.avg_pool2d(F.pad(heatmap, [reach] * 4), 2 * reach, 1)
     return F.avg_pool2d(squares, 2, 1) * (2 * reach) ** 2

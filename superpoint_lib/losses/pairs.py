@@ -96,7 +96,7 @@ def nearby_cells(H_0to1: Tensor, rows: int, columns: int, distance: float) -> tu
     """The true entries of `positive_pairs` without its (B, N, N) table.
 
     Returns flat indices (B, N, K) of the cells of image 1 around each landing place and which of
-    them are positive; K = 9 for distances up to 12 px.
+    them are positive; K = 9 for distances below 12 px.
     """
     centers, warped = warped_centers(H_0to1, rows, columns)
     reach = math.floor(distance / CELL_SIZE + 0.5)

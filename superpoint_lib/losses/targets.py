@@ -99,8 +99,8 @@ def keypoints_to_targets(
         height, width: image size, multiples of 8.
 
     Returns:
-        float32 (65, height / 8, width / 8), >= 0, of sum 1 in each cell; channel ``dy * 8 + dx`` is
-        a pixel of the cell, 64 the dustbin.
+        float32 (65, height / 8, width / 8), >= 0 up to rounding, of sum 1 in each cell;
+        channel ``dy * 8 + dx`` is a pixel of the cell, 64 the dustbin.
 
     Raises:
         ValueError: sizes that are not multiples of 8, or shapes that do not belong together.
