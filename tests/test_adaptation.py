@@ -184,26 +184,30 @@ def test_enlarged_looks_land_on_the_pixels_of_the_picture():
 
 
 class SureDetector(torch.nn.Module):
-    """Sure of the same pixel of every cell."""
+    """Sure of one pixel (x, y) of every cell, which depends on the width of the picture."""
 
-    def __init__(self, pixel: int) -> None:
+    def __init__(self, pixels: dict[int, tuple[int, int]]) -> None:
         super().__init__()
-        self.pixel = pixel
+        self.pixels = pixels
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        rows, columns = (n // 8 for n in images.shape[2:])
-        logits = torch.zeros(len(images), 65, rows, columns)
-        logits[:, self.pixel] = 100.0
+        height, width = images.shape[2:]
+        x, y = self.pixels[width]
+        logits = torch.zeros(len(images), 65, height // 8, width // 8)
+        logits[:, 8 * y + x] = 100.0
         return {"logits": logits}
 
 
-@pytest.mark.parametrize("pixel", [0, 27, 36])
-def test_no_look_at_an_enlarged_picture_answers_more_than_it_counts(pixel):
-    shift = np.array([[1.0, 0, -2.25], [0, 1, 0], [0, 0, 1]])
+def test_no_look_at_an_enlarged_picture_answers_more_than_it_counts():
+    # Pixel (3, 3) lands at (2.5, 6.5) of the enlarged and moved picture, of whose pixels those from
+    # x = 3 on count: half a look. One of the four around it is certain: 1/4, times 4 is one answer.
+    shift = np.array([[1.0, 0, -2], [0, 1, 0], [0, 0, 1]])
     image, both = torch.zeros(1, 1, HEIGHT, WIDTH), np.stack([IDENTITY, shift])
     settings = replace(CONFIG, sizes=(1.0, 2.0), border=3, filter_counts=0)
-    heatmap, counts = adapt_heatmap(SureDetector(pixel), image, both, settings)
-    assert counts.min() < 2 and heatmap.max() <= 1 + 1e-6
+    detector = SureDetector({WIDTH: (3, 3), 2 * WIDTH: (3, 7)})
+    heatmap, counts = adapt_heatmap(detector, image, both, settings)
+    assert counts[0, 3, 3].item() == pytest.approx(1.5, abs=0.02)
+    assert heatmap[0, 3, 3].item() == pytest.approx(1.0) and heatmap.max() <= 1 + 1e-6
 
 
 def test_warps_take_the_sizes_in_turn_and_agree():
