@@ -299,7 +299,7 @@ def augment_homographic(
     """Look at a labelled picture through one random homography.
 
     Args:
-        image: float32 (H, W) in [0, 1].
+        image: float32 (H, W) in [0, 1], or uint8; the view has the same type.
         keypoints: (N, 2) in its pixels.
         homography: how it is drawn, or itself, (3, 3).
         rng: source of every random number used.

@@ -207,6 +207,7 @@ def label_cells(keypoints: Tensor, height: int, width: int, draws: Draws) -> tup
     pixel = torch.where(won, (y % CELL_SIZE) * CELL_SIZE + x % CELL_SIZE, -1)
     found = pixel.new_full(best.shape, -1).scatter_reduce(1, cell, pixel, "amax")
     labels = torch.where(found < 0, DUSTBIN, found).view(-1, rows, columns)
+    won &= pixel == found.gather(1, cell)  # two may have drawn the same lot
     shift = torch.where(won[..., None], keypoints - pixels, 0.0).float()
     offsets = shift.new_zeros((len(cell), 2, rows * columns))
     offsets = offsets.scatter_add(2, cell[:, None].expand(-1, 2, -1), shift.transpose(1, 2))

@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import cv2
 import kornia
@@ -232,6 +233,13 @@ def test_cells_with_several_keypoints_draw_one_of_them():
     picked = labels.flatten() == 46
     torch.testing.assert_close(offsets[picked, 0].flatten(), torch.full((int(picked.sum()),), 0.2))
     assert not offsets[~picked].any()
+
+
+def test_keypoints_that_draw_the_same_lot_do_not_add_up():
+    same = SimpleNamespace(uniform=lambda low, high, *shape: torch.full(shape, 0.5))
+    labels, offsets = label_cells(torch.tensor([[[1.4, 1.4], [3.4, 3.4]]]), 8, 8, same)
+    assert labels.item() == 27
+    torch.testing.assert_close(offsets.flatten(), torch.tensor([0.4, 0.4]))
 
 
 def test_batches_without_keypoints_are_all_dustbin():

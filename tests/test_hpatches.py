@@ -423,6 +423,17 @@ def test_superpoint_extractor_suppresses_by_boxes(model, small_photo):
     assert torch.allclose(refined.descriptors.norm(dim=1), torch.ones(len(refined)), atol=1e-4)
 
 
+def test_boxes_refine_keypoints_without_the_padding(model, small_photo):
+    picture = np.ascontiguousarray(small_photo[:-3, :-5])
+    task = TaskConfig(threshold=0.0, nms="box", nms_radius=8, extract_keypoints=500)
+    found = superpoint_extractor(model)(picture, task).keypoints
+    every_pixel = extract(
+        model, picture, None, threshold=0.0, nms_radius=0, precision="float32"
+    ).keypoints
+    assert picture.shape[0] % 8 and picture.shape[1] % 8
+    assert (found[:, None] - every_pixel).norm(dim=2).min(dim=1).values.max() < 1e-4
+
+
 @pytest.mark.parametrize("nms", ["radius", "box"])
 def test_figures_are_of_float32_unless_asked_otherwise(model, small_photo, nms):
     task = TaskConfig(threshold=0.0, nms=nms, extract_keypoints=20)

@@ -251,7 +251,9 @@ def _extract_with_boxes(
     kept = _take(_suppress(_best_first(candidates), task), slice(task.extract_keypoints))
     keypoints = kept.keypoints
     if subpixel:
-        keypoints = soft_argmax(decode_heatmap(maps["logits"])[0], keypoints)
+        height, width = image.shape  # of the maps' padding nothing counts
+        heatmap = decode_heatmap(maps["logits"])[0, :height, :width]
+        keypoints = soft_argmax(heatmap, keypoints)
     descriptors = (
         sample_descriptors(maps["descriptors"][0], keypoints) if "descriptors" in maps else None
     )

@@ -275,7 +275,8 @@ def turn_and_zoom(H: np.ndarray, height: int, width: int) -> tuple[float, float]
         width: of the picture, in pixels.
 
     Returns:
-        Degrees in (-180, 180], from x towards y, which is clockwise on a screen; and a factor.
+        Degrees in (-180, 180], from x towards y, which is clockwise on a screen; and a factor. For
+        a homography that sends the middle to infinity neither means anything.
 
     Used in notebook 06.
     """

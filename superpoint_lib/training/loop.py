@@ -37,6 +37,8 @@ from superpoint_lib.training.steps import (
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+_DRAWS_STREAM = 3  # another than those of the datasets, whose seeds begin alike
+
 
 @dataclass(frozen=True)
 class TrainResult:
@@ -206,7 +208,7 @@ def _batches(dataset: Samples, config: TrainConfig, fabric: Fabric, start: int) 
     for step, loaded in enumerate(loader, start):
         batch = {key: value.to(fabric.device, non_blocking=True) for key, value in loaded.items()}
         if on_device:
-            draws = Draws(fabric.device, config.seed, step, fabric.global_rank)
+            draws = Draws(fabric.device, config.seed, step, fabric.global_rank, _DRAWS_STREAM)
             batch = make_batch(batch, config.views, dataset.photometric, draws, dataset.border)
         yield batch
 
