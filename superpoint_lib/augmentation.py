@@ -221,8 +221,8 @@ def add_shade(
     """
     height, width = image.shape
     side = rng.uniform(*kernel)
-    finest = min(1.0, size) * min(height, width) / 16  # ellipses keep their shape
-    factor = max(1.0, min(side / SHADE_DETAIL, finest))
+    coarsest = min(1.0, size) * min(height, width) / 16  # ellipses keep their shape
+    factor = max(1.0, min(side / SHADE_DETAIL, coarsest))
     rows, columns = max(1, round(height / factor)), max(1, round(width / factor))
     mask = np.zeros((rows, columns), np.uint8)
     axes = np.maximum(rng.random((ellipses, 2)), 0.2) * size * min(rows, columns)

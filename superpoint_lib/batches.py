@@ -312,8 +312,8 @@ def _speckle(images: Tensor, probability: tuple[float, float], draws: Draws) -> 
 def _shade(images: Tensor, config: PhotometricConfig, draws: Draws) -> Tensor:
     batch, _, height, width = images.shape
     least, most = config.shade_kernel
-    finest = min(1.0, config.shade_size) * min(height, width) / 16
-    factor = max(1.0, min(least / SHADE_DETAIL, finest))
+    coarsest = min(1.0, config.shade_size) * min(height, width) / 16
+    factor = max(1.0, min(least / SHADE_DETAIL, coarsest))
     rows, columns = max(1, round(height / factor)), max(1, round(width / factor))
     mask = _ellipses(batch, config.shade_ellipses, config.shade_size, rows, columns, draws)
     half = (draws.uniform(least, most, batch, 1) / factor / 2).round()

@@ -157,8 +157,7 @@ def _speed(path: Path) -> str:
 
 
 def _measured_on(content: dict[str, Any]) -> str:
-    """The machine, the versions. One of each after `make bench`; several where stages were
-    measured anew by themselves."""
+    """Machine, versions and commit; several of these where stages were measured anew."""
     stages = content["stages"].values()
     commits = ", ".join(dict.fromkeys(_short(one["commit"]) for one in stages))
     machines = ", ".join(dict.fromkeys(one["machine"] for one in stages))

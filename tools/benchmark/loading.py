@@ -26,9 +26,6 @@ class Watch:
     Args:
         mark: sets a mark and returns it; by default in the stream of the device.
         between: seconds from one mark to another.
-
-    Attributes:
-        workers: processes of the loader last used; None before the first.
     """
 
     def __init__(
@@ -40,7 +37,6 @@ class Watch:
         self._mark = mark or (_gpu_mark if on_gpu else time.perf_counter)
         self._between = between or (_gpu_between if on_gpu else lambda a, b: b - a)
         self._marks: list[tuple[Any, Any]] = []
-        self.workers: int | None = None
 
     def batches(self, loader: Iterator[Any]) -> Iterator[Any]:
         """The same batches, with a mark before and after each."""
@@ -76,7 +72,6 @@ def watched() -> Iterator[Watch]:
     iterate = DataLoader.__iter__
 
     def watched_iterate(loader: DataLoader[Any]) -> Iterator[Any]:
-        watch.workers = loader.num_workers
         return watch.batches(iterate(loader))
 
     with mock.patch.object(DataLoader, "__iter__", watched_iterate):
