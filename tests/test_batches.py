@@ -148,6 +148,9 @@ def test_of_several_ways_each_changes_its_share_of_a_batch():
     images = smooth_images(5, 32, 40)
     lighter = replace(NONE, contrast=True, contrast_range=(0.5, 0.5))
     both = augment_batch(images, [NONE, lighter], draws())
+    shares = [augment_batch(images, [NONE, lighter], draws(seed)) for seed in range(12)]
+    unchanged = [(one == images).flatten(1).all(1).sum().item() for one in shares]
+    assert set(unchanged) == {2, 3}
     changed = augment_batch(images, lighter, draws())
     same = [torch.equal(one, image) for one, image in zip(both, images, strict=True)]
     assert sum(same) in (2, 3)

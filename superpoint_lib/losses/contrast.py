@@ -111,7 +111,7 @@ def _infonce_one_way(
 
 def _near_or_unusable(warped: Tensor, usable: Tensor, exclusion: float) -> Tensor:
     """Which landing places (B, N, N) do not compete for each cell: all but its own."""
-    left_out = _near(warped, warped, exclusion)
+    left_out = torch.cdist(warped, warped) <= exclusion
     left_out |= ~usable[:, None]
     left_out.diagonal(dim1=1, dim2=2).fill_(False)
     return left_out
@@ -129,15 +129,8 @@ def _near_or_invalid(
         rows, columns = target.shape[2:]
         centers = cell_centers(rows, columns, warped.device, warped.dtype)
         places = centers.expand(len(warped), -1, -1)
-    near = _near(warped, places.to(warped.dtype), exclusion)
+    near = torch.cdist(warped, places.to(warped.dtype)) <= exclusion
     return near if valid_target is None else near | ~valid_target.flatten(1)[:, None]
-
-
-def _near(points: Tensor, others: Tensor, distance: float) -> Tensor:
-    """Which of (B, K, 2) lie within so many pixels of each of (B, N, 2): (B, N, K)."""
-    # By a product of matrices, TF32 would be off by pixels.
-    exact = "donot_use_mm_for_euclid_dist"
-    return torch.cdist(points, others, compute_mode=exact) <= distance
 
 
 def _described(descriptors: Tensor, places: Tensor | None) -> Tensor:
