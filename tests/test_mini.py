@@ -202,6 +202,16 @@ def test_zoomed_pairs_zoom_about_the_middle_and_keep_what_is_there(tmp_path, pho
         assert np.corrcoef(shown.ravel(), smaller.ravel())[0, 1] > 0.95
 
 
+def test_what_is_seen_from_afar_is_averaged_and_not_picked(tmp_path):
+    # Noise has no detail that one pixel in five could stand for; the mean of n x n has 1 / n of it.
+    photo = np.random.default_rng(0).random((240, 320)).astype(np.float32)
+    config = replace(SMALL, illumination=False, noise=0.0, pairs=1, zooms=(2.5,))
+    (sequence,) = load_sequences(make_benchmark(tmp_path / "made", {"a": photo}, config))
+    far = read_gray(sequence.image_paths[1])[36:84, 48:112]
+    assert far.std() == pytest.approx(photo.std() / 5, rel=0.1)
+    assert far.mean() == pytest.approx(photo.mean(), abs=0.01)
+
+
 @pytest.mark.parametrize("zooms", [(2.0,), (1.5, 0.0)])
 def test_there_is_a_zoom_for_each_pair(zooms):
     with pytest.raises(ValueError, match="one for each pair"):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 import uuid
 import zlib
@@ -34,14 +35,16 @@ from superpoint_lib.geometry import (
     HOMOGRAPHY_PRESETS,
     HomographyConfig,
     resize_and_crop,
+    resize_transform,
     sample_homographies,
+    turn_and_zoom,
 )
 from superpoint_lib.paths import data_dir, list_images, read_gray, runs_dir
 
 Image = NDArray[np.float32]
 _SETTINGS = "benchmark.json"
 # Raised whenever the same settings would give other pictures, so that old caches are made anew.
-_VERSION = 2
+_VERSION = 3
 # The two motorcycle pictures show one scene: as two sequences they would count it twice.
 _SAME_SCENE = ("motorcycle_right",)
 # The published changes but for salt and pepper, which no change of light makes.
@@ -337,23 +340,34 @@ def _views(photo: Image, homographies: NDArray[np.float64], config: MiniConfig) 
     """The reference and one image per homography, each sampled from the photograph itself.
 
     What lies beyond the photograph is its mirror image: a black frame would be an edge that no
-    real picture has. Twice the resolution, averaged, keeps zoomed-out views free of aliasing.
+    real picture has. Each pixel is the mean of samples that leave none of the photograph's out, or
+    zoomed-out views would be aliased.
     """
     covering = (2 * config.height, 2 * config.width)
     if min(photo.shape[0] / covering[0], photo.shape[1] / covering[1]) > 1:
         photo, _ = resize_and_crop(photo, *covering)
     _, to_reference = resize_and_crop(photo, config.height, config.width)
-    double = np.array([[2, 0, 0.5], [0, 2, 0.5], [0, 0, 1]])
     size = (config.width, config.height)
     images: list[Image] = []
     for H in (np.eye(3), *homographies):
+        to_view = H @ to_reference
+        n = _samples(to_view, config.height, config.width)
         fine = cv2.warpPerspective(
             photo,
-            double @ H @ to_reference,
-            (2 * config.width, 2 * config.height),
+            resize_transform(n, n) @ to_view,
+            (n * config.width, n * config.height),
             flags=cv2.INTER_LINEAR,
             borderMode=cv2.BORDER_REFLECT_101,
         )
         view = cv2.resize(fine, size, interpolation=cv2.INTER_AREA)
         images.append(np.asarray(view, np.float32))
     return images
+
+
+def _samples(to_view: NDArray[np.float64], height: int, width: int) -> int:
+    """How many samples along the side of a view's pixel: at least two.
+
+    In the middle they lie at most 4/3 of a pixel of the photograph apart, and each covers two.
+    """
+    _, photo_pixels = turn_and_zoom(np.linalg.inv(to_view), height, width)
+    return max(2, math.ceil(0.75 * photo_pixels))
