@@ -13,7 +13,12 @@ import torch
 
 from superpoint_lib.datasets import bundled_photos
 from superpoint_lib.evaluation import kept as kept_records
-from superpoint_lib.evaluation.classical import DETECTORS, EXTRACTORS, as_extractor
+from superpoint_lib.evaluation.classical import (
+    DETECTORS,
+    EXTRACTORS,
+    as_extractor,
+    classical_extractor,
+)
 from superpoint_lib.evaluation.hpatches import (
     PROTOCOLS,
     MatchedPair,
@@ -383,6 +388,25 @@ def test_superpoint_extractor_takes_its_knobs_from_the_protocol(model, small_pho
     )
     assert torch.equal(features.keypoints, expected.keypoints)
     assert torch.equal(features.descriptors, expected.descriptors)
+
+
+@pytest.mark.parametrize("nms", ["radius", "box"])
+def test_a_network_finds_nothing_within_the_border_and_its_best_elsewhere(model, small_photo, nms):
+    task = TaskConfig(threshold=0.0, nms=nms, extract_keypoints=10**6)
+    extractor = superpoint_extractor(model, subpixel=False)
+    everything = extractor(small_photo, task)
+    height, width = small_photo.shape
+    x, y = everything.keypoints.T
+    inside = (x >= 4) & (x < width - 4) & (y >= 4) & (y < height - 4)
+    assert 0 < inside.sum() < len(everything)
+    count = int(inside.sum()) - 2
+    without = dataclasses.replace(task, border=4, extract_keypoints=count)
+    found = extractor(small_photo, without).keypoints
+    assert torch.equal(found, everything.keypoints[inside][:count])
+    assert not inside[:count].all()  # so that the best were taken afterwards
+    corners = classical_extractor("harris")
+    theirs = corners(small_photo, dataclasses.replace(without, extract_keypoints=10**6)).keypoints
+    assert torch.equal(theirs, corners(small_photo, task).keypoints)
 
 
 def test_superpoint_extractor_looks_at_several_scales(model, small_photo):

@@ -26,6 +26,8 @@ class TaskConfig:
             "box": if squares of side ``nms_radius`` around both overlap by more than ``nms_iou``.
         nms_radius: In pixels; 0 turns suppression off.
         nms_iou: Largest intersection over union of two boxes that both stay.
+        border: Keypoints of a network within so many pixels of the frame are dropped before the
+            best are taken; classical detectors keep theirs.
         extract_keypoints: How many keypoints an extractor returns per image.
         max_keypoints: How many of them take part in a pair.
         shared_first: Keep the points visible in the other image first and the best
@@ -39,6 +41,7 @@ class TaskConfig:
     nms: Literal["radius", "box"] = "radius"
     nms_radius: int = 4
     nms_iou: float = 0.1
+    border: int = 0
     extract_keypoints: int = 1000
     max_keypoints: int = 1000
     shared_first: bool = True
@@ -100,11 +103,12 @@ def _rpautrat(kind: Literal["radius", "box"]) -> ProtocolConfig:
     )
 
 
-_ERIC_TASK = TaskConfig(height=240, width=320, threshold=0.015, shared_first=False)
+_ERIC_TASK = TaskConfig(height=240, width=320, threshold=0.015, border=4, shared_first=False)
 _GLUEFACTORY_TASK = TaskConfig(
     resize="short-side",
     threshold=0.0,
     nms_radius=3,
+    border=4,
     extract_keypoints=1024,
     max_keypoints=1024,
     shared_first=False,
@@ -152,8 +156,7 @@ No preset rounds coordinates: sub-pixel keypoints stay as the extractor gave the
 pictures by area averaging, where rpautrat/SuperPoint interpolates bilinearly, at the price of
 aliasing and of some repeatability. It also suppresses SIFT and ORB, and suppresses Harris' response
 itself, not its local maxima. Here SIFT and ORB keep all they find, clusters included; local maxima
-of Harris and Shi-Tomasi and the corners of FAST are suppressed as a network's points are. None
-drops keypoints near the frame, as pytorch-superpoint and glue-factory do within 4 pixels. In
+of Harris and Shi-Tomasi and the corners of FAST are suppressed as a network's points are. In
 ``eric`` the matching score counts the keypoints that both images can see, where the original counts
 all of the first image's; its mAP leaves out no match for the distance of its descriptors.
 """

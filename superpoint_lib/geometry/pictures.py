@@ -352,8 +352,10 @@ def warp_with_mask(
         )
     height, width = image.shape if size is None else size
     inverse = invert_homographies(np.asarray(H, np.float64))
-    # From pixels of a picture so many times as large: the source is sampled at their centres.
-    fine = inverse @ invert_homographies(resize_transform(samples, samples))
+    fine = inverse
+    if samples > 1:
+        # From pixels of a picture so many times as large: the source is sampled at their centres.
+        fine = inverse @ invert_homographies(resize_transform(samples, samples))
     warped = cv2.warpPerspective(
         np.ascontiguousarray(image),
         fine,
