@@ -166,19 +166,24 @@ class ExtractorOptions:
     """cpu, cuda, or auto: the GPU when there is one."""
     precision: Literal["auto", "bf16", "float32"] = "auto"
     """What the network computes in; auto: bfloat16 where the device has it, else float32."""
+    longest: int = 1600
+    """Reduce images whose longer side has more pixels to that many: time and memory grow with the
+    area. What is written stays in pixels of the file. 0: never."""
     scales: tuple[float, ...] = (1.0,)
-    """Look at each image at these scales and keep what they agree on: 1 1.5 is slower, better."""
+    """Look at each image at these scales and keep what they agree on: 1 1.5 places keypoints
+    better, in three times the time."""
     turned: bool = False
-    """Look at each image turned by each quarter too: four times slower, keypoints better placed."""
+    """Look at each image turned by each quarter too: keypoints better placed, in four times the
+    time."""
     pyramid: tuple[float, ...] = ()
-    """Find keypoints in each image made so many times as large, too: 0.7 0.5 lets a picture be
-    matched with one taken from two or three times as near, in less than twice the time."""
+    """Find keypoints in copies of each image scaled by these factors, too: 0.7 0.5 matches images
+    of which one was taken up to two and a half times as near, in less than twice the time."""
 
     def __post_init__(self) -> None:
         # tyro makes a wrong usage of it; later, every single picture would seem to be at fault.
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"--threshold must be in 0..1, got {self.threshold}")
-        for key in ("max_keypoints", "nms_radius"):
+        for key in ("max_keypoints", "nms_radius", "longest"):
             if getattr(self, key) < 0:
                 raise ValueError(f"{_option(key)} must be 0 or more, got {getattr(self, key)}")
         if not self.scales:
@@ -215,7 +220,8 @@ class MatchOptions(ExtractorOptions):
     output: Path = Path("matches.png")
     """The picture to write; its ending chooses the format."""
     table: Path | None = None
-    """A .csv to write besides: x0, y0, x1, y1 in pixels and the similarity of every match."""
+    """A .csv to write besides: x0, y0, x1, y1 in pixels of the files, and the similarity of every
+    match."""
 
 
 @dataclass(frozen=True)
@@ -548,6 +554,7 @@ def _extract(arguments: Sequence[str]) -> int:
 def _extract_all(options: ExtractOptions, images: Sequence[tuple[Path, Path]]) -> int:
     import numpy as np
 
+    from superpoint_lib.geometry import warp_points
     from superpoint_lib.paths import atomic_path, read_gray
 
     targets: dict[Path, Path] = {}
@@ -565,21 +572,46 @@ def _extract_all(options: ExtractOptions, images: Sequence[tuple[Path, Path]]) -
     for target, path in targets.items():
         try:
             with _naming(path):
-                features = find(read_gray(path)).numpy()
+                image = read_gray(path)
+                looked_at, to_file = _reduced(image, options.longest)
+                features = find(looked_at).numpy()
         except (ValueError, OSError) as error:
             unreadable.append(str(error))
             continue
-        arrays = {
-            name: getattr(features, name)
-            for name in ("keypoints", "keypoint_scores", "descriptors", "image_size")
-            if getattr(features, name) is not None
+        arrays: dict[str, Any] = {
+            "keypoints": warp_points(features.keypoints, to_file),
+            "keypoint_scores": features.keypoint_scores,
+            "image_size": image.shape,
         }
+        if features.descriptors is not None:
+            arrays["descriptors"] = features.descriptors
         with atomic_path(target) as temporary:
             np.savez_compressed(temporary, **arrays)
-        print(f"{target}: {len(features)} keypoints, computed in {features.computed_in}")
+        told = f", looked at in {_size(looked_at)} pixels" if looked_at is not image else ""
+        print(f"{target}: {len(features)} keypoints, computed in {features.computed_in}{told}")
     if unreadable:
         raise CommandError(f"{len(unreadable)} of {len(images)} left out: {'; '.join(unreadable)}")
     return 0
+
+
+def _reduced(image: np.ndarray, longest: int) -> tuple[np.ndarray, np.ndarray]:
+    """An image (H, W) with a longer side of at most ``longest`` pixels, unless that is 0, and the
+    transform (3, 3) from its pixels to those it had."""
+    import numpy as np
+
+    from superpoint_lib.extraction import MIN_IMAGE_SIZE
+    from superpoint_lib.geometry import invert_homographies, resize_short_side
+
+    longer, shorter = max(image.shape), min(image.shape)
+    wanted = max(MIN_IMAGE_SIZE, round(longest * shorter / longer))
+    if longest == 0 or wanted >= shorter:
+        return image, np.eye(3)
+    smaller, transform = resize_short_side(image, wanted)
+    return smaller, invert_homographies(transform)
+
+
+def _size(image: np.ndarray) -> str:
+    return f"{image.shape[1]} x {image.shape[0]}"
 
 
 @contextlib.contextmanager
@@ -598,6 +630,7 @@ def _match(arguments: Sequence[str]) -> int:
 
     from superpoint_lib.evaluation.hpatches import refine_by_ransac
     from superpoint_lib.extraction import match
+    from superpoint_lib.geometry import warp_points
     from superpoint_lib.paths import atomic_path, read_gray, write_text
     from superpoint_lib.plotting import plot_matches
 
@@ -612,7 +645,9 @@ def _match(arguments: Sequence[str]) -> int:
     if options.table:
         _check_file("match: --table", options.table)
     find = _extractor(options)
-    image0, image1 = read_gray(options.image0), read_gray(options.image1)
+    (image0, to_file0), (image1, to_file1) = (
+        _reduced(read_gray(path), options.longest) for path in (options.image0, options.image1)
+    )
     with _naming(options.image0):
         features0 = find(image0)
     with _naming(options.image1):
@@ -633,12 +668,16 @@ def _match(arguments: Sequence[str]) -> int:
     with atomic_path(options.output) as temporary:
         figure.savefig(temporary, bbox_inches="tight")
     if options.table:
-        rows = np.column_stack([keypoints0[matches[:, 0]], keypoints1[matches[:, 1]], similarity])
+        ends0 = warp_points(keypoints0[matches[:, 0]], to_file0)
+        ends1 = warp_points(keypoints1[matches[:, 1]], to_file1)
+        rows = np.column_stack([ends0, ends1, similarity])
         lines = ["x0,y0,x1,y1,similarity", *(",".join(f"{v:.4f}" for v in row) for row in rows)]
         write_text(options.table, "\n".join([*lines, ""]))
+    reduced = not (np.array_equal(to_file0, np.eye(3)) and np.array_equal(to_file1, np.eye(3)))
+    sizes = f", looked at in {_size(image0)} and {_size(image1)} pixels" if reduced else ""
     print(
-        f"{len(features0)} and {len(features1)} keypoints, computed in {features0.computed_in}, "
-        f"{told}: {options.output}{f' and {options.table}' if options.table else ''}"
+        f"{len(features0)} and {len(features1)} keypoints, computed in {features0.computed_in}"
+        f"{sizes}, {told}: {options.output}{f' and {options.table}' if options.table else ''}"
     )
     return 0
 

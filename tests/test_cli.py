@@ -313,6 +313,57 @@ def test_match_refines_where_there_is_a_homography(project, capsys):
     assert (project / "out.csv").read_text() == f"{head}\n"
 
 
+def test_large_images_are_looked_at_smaller_and_told_of_in_pixels_of_the_file(project, capsys):
+    from superpoint_lib.datasets import bundled_photos
+
+    photo = np.rint(255 * bundled_photos("benchmark")["camera"]).astype(np.uint8)
+    cv2.imwrite("half.png", photo)
+    cv2.imwrite("whole.png", cv2.resize(photo, None, fx=2, fy=2))
+    options = ["--longest", 512, "--output"]
+    for name, told in (("half", ""), ("whole", ", looked at in 512 x 512 pixels")):
+        arguments = ["extract", f"{name}.png", *options, "features"]
+        assert main(list(map(str, arguments))) == 0
+        assert capsys.readouterr().out.endswith(f"computed in float32{told}\n")
+    half, whole = (np.load(f"features/{name}.npz") for name in ("half", "whole"))
+    assert (half["image_size"].tolist(), whole["image_size"].tolist()) == ([512] * 2, [1024] * 2)
+    offsets = whole["keypoints"][:, None] - (2 * half["keypoints"] + 0.5)
+    nearest = offsets[np.linalg.norm(offsets, axis=-1).argmin(axis=0), np.arange(len(offsets[0]))]
+    assert np.abs(np.median(nearest, axis=0)).max() < 0.05  # half a pixel, if forgotten
+    assert np.median(np.linalg.norm(nearest, axis=-1)) < 0.5
+    arguments = [
+        "match",
+        "half.png",
+        "whole.png",
+        "--refine",
+        "--table",
+        "m.csv",
+        *options,
+        "m.png",
+    ]
+    assert main(list(map(str, arguments))) == 0
+    assert ", looked at in 512 x 512 and 512 x 512 pixels, " in capsys.readouterr().out
+    x0, y0, x1, y1, _ = np.loadtxt("m.csv", delimiter=",", skiprows=1).T
+    assert len(x0) > 100
+    assert np.median(np.hypot(x1 - 2 * x0 - 0.5, y1 - 2 * y0 - 0.5)) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("size", "longest", "reduced"),
+    [
+        ((300, 400), 400, (300, 400)),
+        ((300, 400), 0, (300, 400)),
+        ((300, 400), 200, (150, 200)),
+        ((20, 4000), 1000, (16, 3200)),  # as small as a network takes them
+        ((8, 4000), 1000, (8, 4000)),
+    ],
+)
+def test_how_far_images_are_reduced(size, longest, reduced):
+    image, to_file = cli._reduced(np.zeros(size, np.float32), longest)
+    assert image.shape == reduced
+    corner = to_file @ [reduced[1] - 0.5, reduced[0] - 0.5, 1]
+    assert corner / corner[2] == pytest.approx([size[1] - 0.5, size[0] - 0.5, 1])
+
+
 def test_export_writes_an_onnx_file(project, weights, capsys):
     pytest.importorskip("onnxscript")
     arguments = ["export", "--weights", weights["SuperPoint"], "--output", "model.onnx"]
