@@ -14,7 +14,7 @@ from superpoint_lib.evaluation.detection import (
     precision_recall,
     shapes_test_set,
 )
-from superpoint_lib.shapes import PRIMITIVES, draw_shape
+from superpoint_lib.shapes import PRIMITIVES, ShapesConfig, draw_sample, draw_shape
 
 NONE = np.zeros((0, 2)), np.zeros(0)
 
@@ -117,10 +117,33 @@ def test_perfect_and_useless_detections():
     assert np.isnan(average_precision(nothing)) and nothing.corners == 0
 
 
-def test_scores_near_zero_are_dropped():
-    corners = np.array([[5.0, 5.0]])
-    predictions = [(np.array([[5.0, 5.0], [50.0, 50.0]]), np.array([1e-4, 0.9e-4]))]
-    assert match_images(predictions, [corners], 4.0).scores.tolist() == [1e-4]
+def test_the_unit_of_scores_does_not_matter():
+    rng = np.random.default_rng(0)
+    corners, keypoints = 100 * rng.random((20, 2)), 100 * rng.random((60, 2))
+    scores = rng.random(60)
+    figures = [
+        average_precision(match_images([(keypoints, unit * scores)], [corners], 8.0))
+        for unit in (1.0, 1e-9)
+    ]
+    assert figures[0] == figures[1] > 0
+
+
+def test_figures_in_proportion_have_fewer_pictures_of_what_trainings_see_less():
+    few = ShapesConfig(primitives=("polygon", "ellipses"), primitive_weights=(1.0, 0.5))
+    all_corners = {}
+    for primitive in few.primitives:
+        for image, corners in shapes_test_set(primitive, 4, False, config=few):
+            all_corners[image.tobytes()] = corners
+
+    def oracle(image):
+        corners = all_corners[image.tobytes()]
+        found = corners if len(corners) else np.array([[9.0, 9.0]])  # one wrong on each ellipse
+        return found, np.full(len(found), 0.5)
+
+    result = evaluate_detectors_on_shapes({"it": oracle}, 4, config=few)["detectors"]["it"]["4"]
+    corners = sum(map(len, all_corners.values()))
+    assert result["average_precision"] == pytest.approx(corners / (corners + 4))
+    assert result["in_proportion"]["average_precision"] == pytest.approx(corners / (corners + 2))
 
 
 def test_pictures_are_pooled():
@@ -188,8 +211,6 @@ def test_detections_on_pictures_without_corners_cost_precision():
 
 
 def test_training_never_draws_a_test_picture():
-    from superpoint_lib.shapes import ShapesConfig, draw_sample
-
     test = {image.tobytes() for image, _ in shapes_test_set("polygon", 30, noise=False)}
     config = ShapesConfig(primitives=("polygon",), primitive_weights=(1.0,))
     assert not any(draw_sample(i, config, seed=0)[0].tobytes() in test for i in range(30))

@@ -7,7 +7,7 @@ section 4). Derived in notebook 02.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,6 @@ from superpoint_lib.shapes import SHAPES_PRESETS, ShapesConfig, draw_shape
 Detector = Callable[[NDArray[np.float32]], tuple[NDArray[np.floating], NDArray[np.floating]]]
 """An image, float32 (H, W) in [0, 1], gives keypoints (N, 2) as (x, y) and scores (N,)."""
 
-MINIMUM_SCORE = 1e-4
 _CURVE_POINTS = 101
 # The last number of a seed sequence that names its use; a zero would be dropped as padding.
 _DRAWING_STREAM, _NOISE_STREAM = 1, 2
@@ -109,7 +108,6 @@ def match_images(
     predictions: Sequence[tuple[NDArray[np.floating], NDArray[np.floating]]],
     labels: Sequence[NDArray[np.floating]],
     distance: float,
-    minimum_score: float = MINIMUM_SCORE,
 ) -> Detections:
     """Match the detections of every picture and put them together.
 
@@ -117,7 +115,6 @@ def match_images(
         predictions: (keypoints (N, 2), scores (N,)) of each picture.
         labels: corners (K, 2) of each picture; K may be 0.
         distance: largest distance of a match in pixels.
-        minimum_score: detections below are dropped first, as the published evaluation does.
 
     Returns:
         The detections of all pictures.
@@ -129,10 +126,9 @@ def match_images(
     """
     scores: list[NDArray[np.floating]] = [np.zeros(0)]
     errors: list[NDArray[np.floating]] = [np.zeros(0)]
-    for (keypoints, all_scores), corners in zip(predictions, labels, strict=True):
-        kept = np.asarray(all_scores) >= minimum_score
-        points = np.asarray(keypoints).reshape(-1, 2)[kept]
-        scores.append(np.asarray(all_scores)[kept])
+    for (keypoints, its_scores), corners in zip(predictions, labels, strict=True):
+        scores.append(np.asarray(its_scores))
+        points = np.asarray(keypoints).reshape(-1, 2)
         errors.append(match_detections(points, scores[-1], corners, distance))
     corners_in_all = sum(len(corners) for corners in labels)
     return Detections(np.concatenate(scores), np.concatenate(errors), corners_in_all, len(labels))
@@ -248,9 +244,14 @@ def evaluate_detectors_on_shapes(
         ``{"images_per_primitive", "noise", "seed", "size", "detectors": {name: {distance:
         figures}}}``, where figures are ``average_precision``, ``localization_error`` (pixels),
         ``recall``, ``detections_per_image``, ``curve`` (``{"precision", "recall"}``, at most 101
-        points each) and ``primitives``: the same figures, without the curve, for each primitive.
+        points each), ``primitives``: the same figures, without the curve, for each primitive, and
+        ``in_proportion``: the same of pictures in the proportions of `config.primitive_weights`.
 
-    Convention: one curve over the detections of all pictures, not a mean of curves.
+    Convention: one curve over the detections of all pictures, not a mean of curves. As many
+    pictures of each primitive; the published evaluation has fewer ellipses and pictures of noise,
+    on which all detections are wrong: ``in_proportion`` is to be compared with it. It also drops
+    scores below 1e-4, which means something for probabilities alone; here a detector drops what
+    it will.
 
     Derived in notebook 02.
     """
@@ -258,6 +259,8 @@ def evaluate_detectors_on_shapes(
         name: {primitive: [] for primitive in config.primitives} for name in detectors
     }
     labels: dict[str, list[NDArray[np.floating]]] = {p: [] for p in config.primitives}
+    most = max(config.primitive_weights)
+    shares = {p: w / most for p, w in zip(config.primitives, config.primitive_weights, strict=True)}
     for primitive in config.primitives:
         for image, corners in shapes_test_set(primitive, images_per_primitive, noise, seed, config):
             labels[primitive].append(corners)
@@ -270,7 +273,8 @@ def evaluate_detectors_on_shapes(
         "size": [config.height, config.width],
         "detectors": {
             name: {
-                f"{distance:g}": _figures(found[name], labels, distance) for distance in distances
+                f"{distance:g}": _figures(found[name], labels, distance, shares)
+                for distance in distances
             }
             for name in detectors
         },
@@ -281,19 +285,30 @@ def _figures(
     found: Mapping[str, list[Any]],
     labels: Mapping[str, list[NDArray[np.floating]]],
     distance: float,
+    shares: Mapping[str, float],
 ) -> dict[str, Any]:
     parts = {p: match_images(found[p], labels[p], distance) for p in labels}
-    everything = Detections(
-        np.concatenate([part.scores for part in parts.values()]),
-        np.concatenate([part.errors for part in parts.values()]),
-        sum(part.corners for part in parts.values()),
-        sum(part.images for part in parts.values()),
+    everything = _together(parts.values())
+    counts = {p: round(len(labels[p]) * share) for p, share in shares.items()}
+    in_proportion = _together(
+        match_images(found[p][:count], labels[p][:count], distance) for p, count in counts.items()
     )
     return {
         **_summary(everything),
         "curve": _curve(everything),
         "primitives": {primitive: _summary(part) for primitive, part in parts.items()},
+        "in_proportion": _summary(in_proportion),
     }
+
+
+def _together(parts: Iterable[Detections]) -> Detections:
+    parts = list(parts)
+    return Detections(
+        np.concatenate([part.scores for part in parts]),
+        np.concatenate([part.errors for part in parts]),
+        sum(part.corners for part in parts),
+        sum(part.images for part in parts),
+    )
 
 
 def _summary(detections: Detections) -> dict[str, float | None]:
