@@ -57,7 +57,7 @@ def draw_pyramid() -> None:
         points0, points1 = near.keypoints[matches[:, 0]], small.keypoints[matches[:, 1]]
         rows_apart = (warp_points(points0.numpy(), H) - points1.numpy())[:, 1]
         correct = np.abs(rows_apart) <= 1.5
-        told = f"{title}: {correct.sum()} of {len(matches)} right"
+        told = f"{title}: {correct.sum()} of {len(matches)} correct"
         numbers = np.stack([np.arange(len(matches))] * 2, axis=1)
         pairs.append(MatchedPair(left, far, points0, points1, numbers, correct, told))
     figure = plot_pairs(pairs, width=9)
@@ -68,7 +68,13 @@ def draw_homographies() -> None:
     """How many homographies of real photographs are right to so many pixels."""
     results = Results.load(results_dir() / "hpatches_like.json")
     errors = np.linspace(0, 5, 101)
-    names = ("superpoint:refined", "superpoint", "sift:refined", "sift")
+    names = (
+        "superpoint@1+0.7+0.5:refined",
+        "superpoint:refined",
+        "superpoint",
+        "sift:refined",
+        "sift",
+    )
     curves = {name: (errors, results.curve(name, errors.tolist())) for name in names}
     axes = ("corners of the homography off by at most (px)", "share of pairs")
     figure = plot_curves(curves, *axes, markers=False, width=6.5, height=2.8)

@@ -21,6 +21,8 @@ from superpoint_lib.evaluation.results import Results
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
 FILES = ("README.md", "results/README.md", "superpoint_lib/weights/README.md")
+#: Weights that came of more trainings than their metadata tell of.
+LAST_OF = {"superpoint": " (the last of 13 trainings)"}
 BUNDLED = ("magicpoint-synthetic", "magicpoint", "superpoint", "superpoint-open")
 
 HPATCHES_COLUMNS = {
@@ -44,13 +46,48 @@ STANDARD_FIGURES = {
 }
 
 
+#: What the first table of the README shows: rows and what they are called there.
+HEADLINE = {
+    "superpoint": "as it is",
+    "superpoint:refined": "`--refine`",
+    "superpoint@1+0.7+0.5:refined": "`--pyramid 0.7 0.5 --refine`",
+    "superpoint-open": "weights learnt from openly licensed pictures alone",
+    "superpoint-open:refined": "the same, `--refine`",
+    "sift": "OpenCV's SIFT",
+    "sift:refined": "the same, refined likewise",
+    "orb": "OpenCV's ORB",
+}
+
+
+def _real_photographs() -> tuple[Results, int, dict[tuple[str, str, str], float | None]]:
+    """The results, the number of orders of matches, and means by extractor, part and metric.
+
+    Homographies are means over many orders: RANSAC finds another one in another order.
+    """
+    results = Results.load(RESULTS / "hpatches_like.json")
+    orders = Results.load(RESULTS / "ransac_orders.json")
+    rows = [row for row in results.summary() if not row["metric"].startswith("homography@")]
+    rows += [row for row in orders.summary() if row["metric"].startswith("homography@")]
+    means = {(row["extractor"], row["part"], row["metric"]): row["value"] for row in rows}
+    return results, orders.protocol.ransac.orders, means
+
+
+def headline() -> str:
+    """What a visitor wants to know first."""
+    _, _, means = _real_photographs()
+    columns = ("correct_matches@3", "homography@1", "homography@3", "homography@5")
+    rows = [
+        [f"`{name.split(':')[0].split('@')[0]}`", told]
+        + [_decimals(means[name, "all", column]) for column in columns]
+        for name, told in HEADLINE.items()
+    ]
+    head = ["", "", "correct matches", "homography within 1 px", "3 px", "5 px"]
+    return _table(head, rows)
+
+
 def hpatches() -> str:
     """Real sequences, by the rpautrat protocol."""
-    path = RESULTS / "hpatches_like.json"
-    results = Results.load(path)
-    means = {
-        (row["extractor"], row["part"], row["metric"]): row["value"] for row in results.summary()
-    }
+    results, orders, means = _real_photographs()
     rows = [
         [name, *(_decimals(means.get((name, *key))) for key in HPATCHES_COLUMNS.values())]
         for name in results.extractors
@@ -58,31 +95,12 @@ def hpatches() -> str:
     pairs = len(results.select(results.extractors[0]).records)
     caption = (
         f"**Real photographs**: {len(results.sequences)} sequences, {pairs} pairs in the layout of "
-        f"HPatches, protocol `{results.protocol_name}`. The homography columns move in steps of "
-        f"one pair, {1 / pairs:.3f}; what a difference is worth, notebook 06 shows pair by pair."
+        f"HPatches, protocol `{results.protocol_name}`. RANSAC finds another homography when the "
+        f"matches come in another order, so the homography columns are means over {orders} orders "
+        f"([`results/ransac_orders.json`](results/ransac_orders.json)). One pair is worth "
+        f"{1 / pairs:.3f}; notebook 06 shows pair by pair what a difference is worth."
     )
-    return _with_source(caption, ["", *HPATCHES_COLUMNS], rows, path)
-
-
-def orders() -> str:
-    """Homographies apart from RANSAC's luck."""
-    path = RESULTS / "ransac_orders.json"
-    results = Results.load(path)
-    means = {
-        (row["extractor"], row["metric"]): row["value"]
-        for row in results.summary()
-        if row["part"] == "all"
-    }
-    rows = [
-        [name, *(_decimals(means[name, f"homography@{eps}"]) for eps in (1, 3, 5))]
-        for name in results.extractors
-    ]
-    caption = (
-        "**The same homographies without the luck of one draw**: RANSAC draws its samples from the "
-        "matches in their order, and finds another homography in another order. Means over "
-        f"{results.protocol.ransac.orders} orders."
-    )
-    return _with_source(caption, ["", "homography ε = 1", "ε = 3", "ε = 5"], rows, path)
+    return _with_source(caption, ["", *HPATCHES_COLUMNS], rows, RESULTS / "hpatches_like.json")
 
 
 def shapes() -> str:
@@ -110,16 +128,36 @@ def shapes() -> str:
 
 
 def speed() -> str:
-    """What of the benchmarks has a goal; of the exponents only those that miss it, and how many."""
+    """What is fast and how fast, and then what has a goal; of the exponents only how many."""
     cpu, float32 = (_read(RESULTS / f"benchmark{kind}.json") for kind in ("", "_float32"))
-    growth = _counted(_rows(cpu, growth=True), "exponents of growth are as they should be")
+    growth = _counted(_rows(cpu, growth=True), "goals for how cost grows with size are met")
     goals = _counted([*_rows(float32, growth=False), *_rows(float32, growth=True)], "goals are met")
     without_bfloat16 = (
         f"Without bfloat16 ({_measured_on(float32)}; "
         f"[`results/benchmark_float32.json`](results/benchmark_float32.json)) {goals}"
     )
     on_cpu, on_gpu = (_speed(RESULTS / f"benchmark{kind}.json") for kind in ("", "_gpu"))
-    return "\n\n".join([on_cpu, growth, without_bfloat16, on_gpu])
+    details = ["<details><summary>Every stage against its goal</summary>", on_cpu, growth]
+    details += [without_bfloat16, on_gpu, "</details>"]
+    return "\n\n".join([_throughput(cpu, float32), *details])
+
+
+def _throughput(cpu: dict[str, Any], float32: dict[str, Any]) -> str:
+    """What matters to those who only want to use it."""
+    fast, slow = (
+        {row["what"]: row["value"] for row in _rows(content, growth=False)}
+        for content in (cpu, float32)
+    )
+    pictures = "batch 1, {}: pictures"
+    refining = fast["refining all matches: of the time of one look in float32"]
+    return (
+        f"`extract` on pictures of 480 × 640 with {cpu['stages']['extraction']['machine']}: "
+        f"{fast[pictures.format('bfloat16')]:.1f} a second in bfloat16, "
+        f"{fast[pictures.format('float32')]:.1f} in float32; on an older processor, without "
+        f"bfloat16, {slow[pictures.format('float32')]:.1f}. Refining the matches of a pair takes "
+        f"{refining:.0%} of the time of looking at a picture in float32. A new process has its "
+        f"first match after {fast['cold start to the first match']:.1f} s."
+    )
 
 
 def _rows(content: dict[str, Any], growth: bool) -> list[dict[str, Any]]:
@@ -161,7 +199,8 @@ def _measured_on(content: dict[str, Any]) -> str:
     stages = content["stages"].values()
     commits = ", ".join(dict.fromkeys(_short(one["commit"]) for one in stages))
     machines = ", ".join(dict.fromkeys(one["machine"] for one in stages))
-    return f"{machines}, PyTorch {content['torch']}, commit {commits}"
+    changed = " (+: with uncommitted changes)" if "+" in commits else ""
+    return f"{machines}, PyTorch {content['torch']}, commit {commits}{changed}"
 
 
 def _short(commit: str) -> str:
@@ -206,7 +245,8 @@ def standard() -> str:
         rows.append([title, f"{notebook['seconds'] / 60:.0f}", told])
     caption = (
         f"**`standard`**, from nothing to a SuperPoint: {content['seconds'] / 60:.0f} minutes in "
-        f"all on {content['machine']}, commit {_short(content['commit'])}."
+        f"all on {content['machine']}, commit "
+        f"{', '.join(map(_short, content['commit'].split(', ')))}."
     )
     return _with_source(caption, ["notebook", "minutes", "reached"], rows, path)
 
@@ -226,7 +266,8 @@ def weights() -> str:
                 # The first run was recorded by a version that wrote "1 threads".
                 f"{facts['seconds'] / 60:.0f} min, {facts['machine']}".replace(
                     " 1 threads", " 1 thread"
-                ),
+                )
+                + LAST_OF.get(name, ""),
                 _short(facts["commit"]),
                 str(facts["learnt_from"]),
             ]
@@ -244,8 +285,8 @@ def commands() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    "headline": headline,
     "hpatches": hpatches,
-    "orders": orders,
     "shapes": shapes,
     "speed": speed,
     "standard": standard,
@@ -277,7 +318,9 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _with_source(
     caption: str, head: Sequence[str], rows: Sequence[Sequence[str]], path: Path
 ) -> str:
-    source = f"[`results/{path.name}`](results/{path.name}): `{_read(path)['command']}`"
+    command = _read(path)["command"]
+    told = f"`{command}`" if len(command) < 200 else "made by the command in that file"
+    source = f"[`results/{path.name}`](results/{path.name}): {told}"
     return f"{caption}\n\n{_table(head, rows)}\n\n{source}"
 
 

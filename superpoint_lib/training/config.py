@@ -416,7 +416,7 @@ _NEAR = replace(
 #: third (soft, agreement), fourth (turned, mixed), fifth (sharper, repeatable), sixth (agreed,
 #: sturdy, distant), seventh (wide) and eighth round of adaptation (near) and from folded weights,
 #: without normalisation; superpoint-finer, from superpoint-mixed on, and superpoint-placed, from
-#: superpoint-wide on, were tried and not shipped (results/README.md). superpoint-wide,
+#: superpoint-wide on, were tried and not shipped (results/TRIALS.md). superpoint-wide,
 #: superpoint-near and superpoint-placed are for a GPU, as are full-magicpoint, which trains the
 #: bundled magicpoint-synthetic, full-first, full-second and full-superpoint, the same lessons in
 #: four trainings from drawn shapes on: those of the profile full. superpoint-open sees drawn shapes
