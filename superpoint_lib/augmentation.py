@@ -2,8 +2,9 @@
 
 Pictures are float32 (H, W) in [0, 1]. The photometric effects and their published strengths are
 those of the public SuperPoint trainings; strengths are given in gray levels of 0..255, as there.
-One differs: but for "synthetic" shades are four times as large (`PhotometricConfig.shade_size`), as
-in the trainings of the bundled weights.
+Shades differ, as the bundled weights were trained with them: but for "synthetic" they are four
+times as large (`PhotometricConfig.shade_size`), and all are blurred more widely, by a twentieth
+("synthetic") to a quarter: OpenCV's rule gives the deviation at the resolution they are made at.
 Shown in notebook 01.
 """
 

@@ -35,6 +35,10 @@ _BLOCKS = (
 _CONV_PARTS = ("weight", "bias")
 _NORM_PARTS = ("weight", "bias", "running_mean", "running_var")
 _COUNTER = "num_batches_tracked"
+_OWN_KEY = "encoder.block1a.conv.weight"
+_TRAINED = "weights.safetensors"  # what a training calls them, in its folder
+_WRAPPERS = ("model_state_dict", "state_dict", "model")
+_PREFIXES = ("module.", "model.")
 
 
 @dataclass(frozen=True)
@@ -163,9 +167,11 @@ def load_weights(name_or_path: str | Path) -> Weights:
 
     Args:
         name_or_path: one of ``BUNDLED_NAMES``, a ``.safetensors`` file written by
-            ``save_weights``, or a PyTorch file in the layout of Magic Leap, rpautrat (v6),
-            shaofengzeng or eric-yyjau, with or without the "model_state_dict" around it and the
-            "module." prefix of DataParallel.
+            ``save_weights``, the folder of a training that holds one, the state dict of one of our
+            networks without normalisation (what it is shows in its shapes), or a PyTorch file in
+            the layout of Magic Leap, rpautrat (v6), shaofengzeng or eric-yyjau, with or without a
+            mapping around it ("model_state_dict", "state_dict", "model") and the prefix "module."
+            or "model." of wrappers.
 
     Returns:
         The tensors under our names, the configuration they need, and the layout.
@@ -181,6 +187,9 @@ def load_weights(name_or_path: str | Path) -> Weights:
     if header.get("layout") == OWN_LAYOUT:
         config, metadata = _read_header(header, path)
         return Weights(tensors, config, OWN_LAYOUT, metadata)
+    tensors = _without_prefix(tensors)
+    if _OWN_KEY in tensors:
+        return Weights(tensors, _config_of_shapes(tensors, path), OWN_LAYOUT, {})
     layout = _recognise(tensors, path)
     return Weights(_rename(tensors, layout, path), dict(layout.config), layout.name, {})
 
@@ -270,6 +279,8 @@ def _find(name_or_path: str | Path) -> Path:
             )
         return path
     path = Path(name_or_path)
+    if path.is_dir() and (path / _TRAINED).is_file():
+        return path / _TRAINED
     if not path.is_file():
         raise FileNotFoundError(
             f"no weight file {path}; the bundled names are {', '.join(BUNDLED_NAMES)}"
@@ -313,13 +324,47 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     except Exception as error:
         # Nearly anything: text is read as a pickle's instructions, and fails as these happen to.
         raise ValueError(f"{path}: not a PyTorch weight file: {error!r}") from error
-    if isinstance(content, Mapping):
-        content = content.get("model_state_dict", content)
+    for wrapper in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
     if not isinstance(content, Mapping) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
     ):
-        raise ValueError(f"{path}: holds no state dict (a mapping of names to tensors)")
-    return {key.removeprefix("module."): value for key, value in content.items()}
+        held = f"; it holds {', '.join(map(str, content))}" if isinstance(content, Mapping) else ""
+        raise ValueError(
+            f"{path}: holds no state dict (a mapping of names to tensors), by itself or as one of "
+            f"{', '.join(_WRAPPERS)}{held}"
+        )
+    return dict(content)
+
+
+def _without_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same without what wrappers of a network put before every name."""
+    for prefix in _PREFIXES:
+        if tensors and all(key.startswith(prefix) for key in tensors):
+            tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+    return dict(tensors)
+
+
+def _config_of_shapes(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
+    """The configuration of a state dict of our own, which alone does not hold it."""
+    if any(".norm." in key for key in tensors):
+        raise ValueError(
+            f"{path}: a state dict with normalisation, whose order and eps it does not tell; write "
+            "it by checkpoints.save_weights(path, model.state_dict(), "
+            "config.to_dict(model.config), {})"
+        )
+    try:
+        widths = {block: len(tensors[f"{block}.conv.bias"]) for block in _BLOCKS[:9]}
+    except KeyError as error:
+        raise ValueError(
+            f"{path}: a state dict of a network of ours, but without {error}"
+        ) from None
+    config: dict[str, Any] = {"norm": "none", "head_channels": widths["detector.hidden"]}
+    config["channels"] = tuple(widths[f"encoder.block{stage}b"] for stage in (1, 2, 3, 4))
+    if (output := tensors.get("descriptor.output.conv.bias")) is not None:
+        config["descriptor_dim"] = len(output)
+    return config
 
 
 def _recognise(tensors: Mapping[str, Tensor], path: Path) -> _Layout:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, TypeVar
 import tyro
 from tyro.conf import Positional
 
+from superpoint_lib import __version__
 from superpoint_lib.memory import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -103,7 +104,8 @@ class TrainRun:
     """Where a training goes."""
 
     run_dir: Path | None = None
-    """Folder for checkpoints, history and weights; runs/train/<recipe or stage> by default."""
+    """Folder for checkpoints, history and weights; runs/train/<recipe>, or
+    <profile>-<stage>, by default."""
     resume: bool = True
     """Go on from the last checkpoint in the folder."""
 
@@ -126,8 +128,8 @@ class EvaluateOptions:
     noise, turn and zoom; warped-zoomed: pairs that zoom and do nothing else; shapes: detectors on
     drawn shapes, with and without noise."""
     protocol: str = ""
-    """How to measure: rpautrat (the default), rpautrat-box, eric or gluefactory; warped for --data
-    warped, warped-hard and warped-zoomed. Not for shapes."""
+    """How to measure: rpautrat (the default), rpautrat-box, eric or gluefactory; warped is the
+    default for --data warped, warped-hard and warped-zoomed. Not for shapes."""
     orders: int = 1
     """RANSAC gets the matches of a pair in so many random orders, and homography figures are means
     over them, apart from the luck of one draw; 1: in the order of their keypoints. Not for
@@ -214,6 +216,11 @@ class MatchOptions(ExtractorOptions):
     """First image."""
     image1: Positional[Path] = tyro.MISSING
     """Second image."""
+    ratio: float | None = None
+    """Leave out matches whose second nearest descriptor is nearly as near: 0.9 is mild, 0.8
+    strict."""
+    min_similarity: float | None = None
+    """Leave out matches whose descriptors have a smaller dot product, of at most 1."""
     refine: bool = False
     """Move the matches to where both images agree, to a small part of a pixel, and leave out those
     that do not: for homographies, poses and panoramas."""
@@ -273,6 +280,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_help())
         return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"superpoint {__version__}")
+        return 0
     name, *rest = arguments
     try:
         if name not in COMMANDS:
@@ -346,8 +356,10 @@ def _check_place(what: str, path: Path, folder: Path) -> None:
 def _help() -> str:
     width = max(map(len, COMMANDS))
     lines = ["usage: superpoint COMMAND [OPTIONS]", ""]
+    lines += ["Find, describe and match keypoints with SuperPoint; train and measure it.", ""]
     lines += [f"  {name:<{width}}  {text}" for name, (text, _) in COMMANDS.items()]
-    return "\n".join([*lines, "", "superpoint COMMAND --help lists a command's options."])
+    lines += ["", "superpoint COMMAND --help lists a command's options. To begin with:", ""]
+    return "\n".join([*lines, "  superpoint match a.jpg b.jpg --refine"])
 
 
 def _parse(options: Callable[..., T] | type[T], command: str, arguments: Sequence[str]) -> T:
@@ -396,7 +408,6 @@ def _run(arguments: Sequence[str]) -> int:
 
 def _train(arguments: Sequence[str]) -> int:
     start = _train_start(arguments)
-    from superpoint_lib.paths import runs_dir
     from superpoint_lib.training import TrainConfig, train
 
     stage, stages = _train_stage(start) if start.profile else (None, [])
@@ -412,8 +423,8 @@ def _train(arguments: Sequence[str]) -> int:
     )
     options_class.__doc__ = "Train a detector, or a detector with descriptors."
     options = _parse(options_class, "train", arguments)
-    name = start.recipe or start.stage or "custom"
-    run_dir = options.run.run_dir or runs_dir() / "train" / name
+    in_profile = f"{start.profile}-{start.stage}" if start.stage else "custom"
+    run_dir = options.run.run_dir or Path("runs", "train", start.recipe or in_profile)
     _check_folder("train: --run-dir", run_dir)
     # A training that has begun may need no more than its own folder.
     if stage and not (options.run.resume and (run_dir / "checkpoint.json").is_file()):
@@ -540,6 +551,8 @@ def _adapt(arguments: Sequence[str]) -> int:
         missing = f"no pictures in {', '.join(config.images)}"
         why = "every picture was left out" if report.failed else missing
         raise CommandError(f"nothing labelled: {why}")
+    if report.written and not any(report.keypoints):
+        raise CommandError("no keypoint found in any picture: lower --threshold")
     return 0
 
 
@@ -644,6 +657,11 @@ def _match(arguments: Sequence[str]) -> int:
     _check_file("match: --output", options.output)
     if options.table:
         _check_file("match: --table", options.table)
+    places = [options.image0, options.image1]
+    for key, place in (("output", options.output), ("table", options.table)):
+        if place and any(place.resolve() == taken.resolve() for taken in places):
+            raise UsageError(f"match: --{key} {place} would overwrite a file of this command")
+        places += [place] if place else []
     find = _extractor(options)
     (image0, to_file0), (image1, to_file1) = (
         _reduced(read_gray(path), options.longest) for path in (options.image0, options.image1)
@@ -654,7 +672,8 @@ def _match(arguments: Sequence[str]) -> int:
         features1 = find(image1)
     if features0.descriptors is None:
         raise CommandError(f"{options.weights} has no descriptors: choose a SuperPoint to match")
-    matches, similarity = (tensor.cpu().numpy() for tensor in match(features0, features1))
+    found = match(features0, features1, options.ratio, options.min_similarity)
+    matches, similarity = (tensor.cpu().numpy() for tensor in found)
     keypoints0, keypoints1 = features0.numpy().keypoints, features1.numpy().keypoints
     told = f"{len(matches)} matches"
     if options.refine:
@@ -687,7 +706,7 @@ def _evaluate(arguments: Sequence[str]) -> int:
     if options.data == "shapes":
         return _evaluate_on_shapes(options, shlex.join(["superpoint", "evaluate", *arguments]))
     from superpoint_lib.evaluation.hpatches import evaluate, load_sequences
-    from superpoint_lib.evaluation.mini import benchmark_folder
+    from superpoint_lib.evaluation.mini import WARPED_KINDS, benchmark_folder
     from superpoint_lib.evaluation.protocols import protocol_config
     from superpoint_lib.evaluation.results import result_paths
 
@@ -696,7 +715,7 @@ def _evaluate(arguments: Sequence[str]) -> int:
     names = options.extractors or PAIR_EXTRACTORS
     if options.against and options.against not in names:
         raise UsageError(f"evaluate: --against {options.against}: not among the extractors")
-    protocol = options.protocol or "rpautrat"
+    protocol = options.protocol or ("warped" if options.data in WARPED_KINDS else "rpautrat")
     config = protocol_config(protocol)
     ordered = replace(config, ransac=replace(config.ransac, orders=options.orders))
     # First, as a misspelt name should be told of before a benchmark is made.

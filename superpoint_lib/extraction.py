@@ -23,6 +23,7 @@ from superpoint_lib.geometry.cells import CELL_SIZE
 from superpoint_lib.model import Precision, exact_float32, uses_bfloat16
 
 MIN_IMAGE_SIZE = 16
+_LENGTH_SLACK = 0.1  # of squared lengths: numbers of 8 bits are off by some hundredths
 _FLOATING = (np.float16, np.float32, np.float64)
 _RGB_WEIGHTS = (0.299, 0.587, 0.114)
 _FLOAT32_INTEGERS = 2**24
@@ -31,7 +32,7 @@ _BLOCK = 64  # similarities in a block of `_nearest`
 _CHUNK_PIXELS = 240 * 320
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Features:
     """Keypoints of one image, highest score first.
 
@@ -65,7 +66,7 @@ class Features:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FeatureArrays:
     """``Features`` as numpy arrays; the attributes have the same names and shapes."""
 
@@ -466,8 +467,8 @@ def match(
         (M,) in [-1, 1]. Empty where either image has no descriptors to match.
 
     Raises:
-        ValueError: ``descriptors`` is None (a detector alone), not (N, D) floating point, or the
-            two have different D.
+        ValueError: ``descriptors`` is None (a detector alone), not (N, D) floating point, not
+            finite or not of unit length (zero is allowed), or the two have different D.
     """
     descriptors0 = _descriptors(features0, "features0")
     descriptors1 = _descriptors(features1, "features1").to(descriptors0)
@@ -543,15 +544,16 @@ def _to_unit_range(pixels: Tensor) -> Tensor:
         raise _wrong_type(pixels.dtype)
     if not pixels.numel():
         return pixels.float()
-    low, high = (float(value) for value in pixels.aminmax())
+    low, high = (float(value) for value in pixels.detach().aminmax())
     # Either end is NaN if any pixel is.
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError("image has non-finite pixels (NaN or infinity)")
     # Some slack: interpolation and noise may leave [0, 1] a little.
-    if low < -1 or high > 2:
+    if low < -0.5 or high > 1.5:
         raise ValueError(
             f"floating-point images must lie in [0, 1], got values from {low:g} to {high:g}; "
-            "divide 8-bit values by 255, or pass them as uint8"
+            "divide 8-bit values by 255, or pass them as uint8; of values x in [-1, 1] take "
+            "(x + 1) / 2"
         )
     return pixels.float()
 
@@ -649,6 +651,14 @@ def _descriptors(features: HasDescriptors, name: str) -> Tensor:
             f"{name}.descriptors must be floating point of shape (N, D) and unit length, got "
             f"{tensor.dtype} {tuple(tensor.shape)}; write binary ones as numbers +-1 / sqrt(D)"
         )
+    squares = tensor.float().square().sum(1)
+    # A descriptor of an empty place may be zero; NaN compares with nothing.
+    if not ((squares - 1).abs().le(_LENGTH_SLACK) | squares.eq(0)).all():
+        raise ValueError(
+            f"{name}.descriptors must be finite and of unit length, but lengths are "
+            f"{float(squares.amin().sqrt()):g} to {float(squares.amax().sqrt()):g}; "
+            "scale them with torch.nn.functional.normalize"
+        )
     return tensor
 
 
@@ -664,7 +674,7 @@ def _nearest(table: Tensor, dim: int) -> Tensor:
     tops = torch.stack([block.amax(dim) for block in table.split(_BLOCK, dim)])
     start = tops.argmax(0) * _BLOCK
     # Beyond the end the last place is repeated, behind itself, where it is never the first.
-    places = (start + torch.arange(_BLOCK)[:, None]).clamp_(max=length - 1)
+    places = (start + torch.arange(_BLOCK, device=table.device)[:, None]).clamp_(max=length - 1)
     return start + table.gather(dim, places if dim == 0 else places.T).argmax(dim)
 
 

@@ -25,7 +25,8 @@ from superpoint_lib.geometry.cells import CELL_SIZE
 from superpoint_lib.paths import atomic_path
 
 KEYPOINT_SIZE = float(CELL_SIZE)
-"""Diameter in pixels that a keypoint is given where another library asks for one: a cell's side."""
+"""Size in pixels that a keypoint is given where another library asks for one: a cell's side. Of
+OpenCV's keypoints it is the diameter, of kornia's frames the radius."""
 
 KorniaMatching = Literal["nn", "mnn", "snn", "smnn"]
 
@@ -64,7 +65,8 @@ def from_opencv_keypoints(
         keypoints: N OpenCV keypoints, N may be 0.
         descriptors: (N, D) numbers as OpenCV's extractors return them, or None; floats are scaled
             to unit length (a zero descriptor stays zero), the bits of uint8 ones (ORB's, say) are
-            written as numbers of both signs, ``evaluation.classical.bits_as_signs``.
+            written as numbers of both signs, ``evaluation.classical.bits_as_signs``; give bytes
+            that are no bits (SIFT's, if asked for as ``CV_8U``) as floats.
         image_size: (height, width) of the image they were found in.
 
     Returns:
@@ -141,7 +143,7 @@ def to_kornia_lafs(
     """
     from kornia.feature import laf_from_center_scale_ori
 
-    points = features.keypoints[None]
+    points = torch.as_tensor(features.keypoints)[None]
     count = points.shape[1]
     return laf_from_center_scale_ori(
         points,
@@ -179,7 +181,8 @@ def match_kornia(
             "matching needs descriptors: extract with a SuperPoint, a MagicPoint has none"
         )
     matcher = DescriptorMatcher(method, threshold)
-    distances, matches = matcher(features0.descriptors, features1.descriptors)
+    described = (torch.as_tensor(features.descriptors) for features in (features0, features1))
+    distances, matches = matcher(*described)
     return matches.reshape(-1, 2).long(), distances.reshape(-1)
 
 

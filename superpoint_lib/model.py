@@ -201,7 +201,7 @@ class MagicPoint(nn.Module):
         weights = load_weights(name_or_path)
         where = str(name_or_path)
         config = configuration.from_dict(ModelConfig, weights.config, where=where)
-        with _random_state_kept():
+        with _random_state_kept(), torch.device("cpu"):
             model = cls(config)
         model.load_state_dict(_matching_state(model, weights, where))
         # The order of memory in which convolutions are fastest; outputs are in the usual one.

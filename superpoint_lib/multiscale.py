@@ -67,9 +67,11 @@ def extract_multiscale(
     time with another descriptor, and one of these is like that of a picture taken from nearer or
     farther away. Shown in notebook 06.
 
-    Convention: keypoints, radius and border are in pixels of ``image``, whatever the scales, but
-    the radius at a level of the pyramid in pixels of that; pixel x of an image resized by s lies at
-    (x + 0.5) / s - 0.5. With ``scales=(1.0,)``, not turned, without pyramid, this is ``extract``.
+    Convention: keypoints and border are in pixels of ``image``, whatever the scales. So is the
+    radius, but where the image is made smaller, by all of the scales or as a level of the pyramid,
+    it is in pixels of that: suppression has to reach beyond the window of sub-pixels. Pixel x of an
+    image resized by s lies at (x + 0.5) / s - 0.5. With ``scales=(1.0,)``, not turned, without
+    pyramid, this is ``extract``.
 
     Args:
         model: as in ``extract``.
@@ -91,7 +93,8 @@ def extract_multiscale(
         ValueError: as ``extract``, and for scales that are none, not positive, or make the image
             smaller than 16 px.
     """
-    if tuple(scales) == (1.0,) and not turned and not pyramid:
+    scales, pyramid = tuple(scales), tuple(pyramid)
+    if scales == (1.0,) and not turned and not pyramid:
         return extract(
             model, image, max_keypoints, threshold, nms_radius, subpixel, border, precision
         )
@@ -109,12 +112,12 @@ def extract_multiscale(
             f"{size}"
         )
 
+    radius = round(nms_radius * max(1.0, *scales))
+
     def find(one: Tensor, level: float) -> Features:
         looks = [_look(model, one[None], level * scale, turned, precision) for scale in scales]
         with torch.no_grad():
-            return _find(
-                looks, size, max_keypoints, threshold, nms_radius / level, subpixel, border
-            )
+            return _find(looks, size, max_keypoints, threshold, radius, subpixel, border)
 
     features = [_best([find(one, level) for level in levels], max_keypoints) for one in images]
     return features if is_batch else features[0]
@@ -177,7 +180,7 @@ def _find(
     size: tuple[int, int],
     max_keypoints: int | None,
     threshold: float,
-    nms_radius: float,
+    nms_radius: int,
     subpixel: bool,
     border: int,
 ) -> Features:
@@ -188,7 +191,7 @@ def _find(
         [shape],
         max_keypoints,
         threshold,
-        round(nms_radius * finest.scale),
+        nms_radius,
         2 * max(1, round(2 * finest.scale)) + 1 if subpixel else 1,
         round(border * finest.scale),
     )

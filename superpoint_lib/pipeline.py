@@ -78,7 +78,7 @@ class StageReport:
             stage it reads from failed.
         seconds: the time the notebook took, in this run or the earlier one.
         results: the figures reached, as the notebook wrote them to ``results.json``.
-        message: why it failed or was left out.
+        message: why it failed or was left out; of one kept, whether the library has changed since.
     """
 
     name: str
@@ -225,6 +225,7 @@ def run_profile(
         PipelineError: the plan does not hold (see `plan`); nothing has run then.
     """
     run_dir = run_dir or runs_dir() / profile
+    everything = plan(profile, run_dir=run_dir)
     stages = plan(profile, only, run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     reports: list[StageReport] = []
@@ -235,12 +236,14 @@ def run_profile(
             message = f"it reads from {', '.join(missing)}"
             report = StageReport(stage.name, "left out", message=message)
         elif record is not None:
-            report = StageReport(stage.name, "kept", record["seconds"], record["results"])
+            other = record.get("library") != _library_digest()
+            note = "made by other code of the library" if other else ""
+            report = StageReport(stage.name, "kept", record["seconds"], record["results"], note)
         else:
             report = _run_stage(stage, run_dir, cell_timeout)
         reports.append(report)
         say(f"[{number}/{len(stages)}] {_progress(report)}")
-    index = _write_pages(profile, run_dir, reports)
+    index = _write_pages(profile, run_dir, everything, reports)
     return RunReport(run_dir, tuple(reports), index)
 
 
@@ -435,6 +438,8 @@ def _select(stages: Sequence[Stage], only: Sequence[str] | None) -> list[Stage]:
 
 def _run_stage(stage: Stage, run_dir: Path, cell_timeout: int) -> StageReport:
     """Execute one notebook and record it; never raises for what happens inside the notebook."""
+    from superpoint_lib.training.facts import commit_name
+
     running = run_dir / f"{stage.name}.running.ipynb"
     failed = run_dir / f"{stage.name}.failed.ipynb"
     stage.output.mkdir(parents=True, exist_ok=True)
@@ -457,6 +462,8 @@ def _run_stage(stage: Stage, run_dir: Path, cell_timeout: int) -> StageReport:
     os.replace(running, run_dir / f"{stage.name}.ipynb")
     failed.unlink(missing_ok=True)
     record = identity | {
+        "library": _library_digest(),
+        "commit": commit_name(),
         "seconds": seconds,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "results": results,
@@ -527,6 +534,12 @@ def _identity(stage: Stage, run_dir: Path) -> dict[str, Any]:
     }
 
 
+def _library_digest() -> str:
+    """Names the code of the library by all its lines, which notebooks run besides their own."""
+    code = sorted(Path(__file__).parent.rglob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in code)).hexdigest()
+
+
 def _is_finished(output: Path) -> bool:
     """Whether the stage with this folder has been run to its end."""
     return (output / "run.json").is_file()
@@ -554,11 +567,14 @@ def _progress(report: StageReport) -> str:
     return f"{report.name:<28} {report.status:<8} {report.seconds:7.1f} s{note}"
 
 
-def _write_pages(profile: str, run_dir: Path, reports: Sequence[StageReport]) -> Path:
+def _write_pages(
+    profile: str, run_dir: Path, stages: Sequence[Stage], reports: Sequence[StageReport]
+) -> Path:
     """Render what lies in the run's folder, whether of this call or of earlier ones."""
     failures = {report.name: report for report in reports if report.status == "failed"}
+    left_out = {report.name: report for report in reports if report.status == "left out"}
     pages: list[Page] = []
-    for stage in plan(profile, run_dir=run_dir):
+    for stage in stages:
         name = stage.name
         record = _record(stage.output)
         if name in failures:
@@ -568,6 +584,9 @@ def _write_pages(profile: str, run_dir: Path, reports: Sequence[StageReport]) ->
             pages.append(render_page(source, run_dir, name, note=note, failed=True))
         elif record is not None and (run_dir / f"{name}.ipynb").is_file():
             details = {"results": record["results"], "note": f"{record['seconds']:.0f} s"}
+            if name in left_out:
+                note = f"of an earlier run: {left_out[name].message}, which failed"
+                details = {"note": note}
             pages.append(render_page(run_dir / f"{name}.ipynb", run_dir, **details))
     results = {page.name: dict(page.results) for page in pages if page.results}
     write_json(run_dir / "results.json", {"profile": profile, "results": results})

@@ -83,7 +83,7 @@ def extract_figures(notebook: nbformat.NotebookNode, folder: Path, prefix: str) 
     """
     folder.mkdir(parents=True, exist_ok=True)
     endings = {"image/png": ".png", "image/jpeg": ".jpg"}
-    for old in folder.glob(f"{prefix}_*"):
+    for old in folder.glob(f"{prefix}_[0-9]*"):
         if old.suffix in endings.values():
             old.unlink()
     images = [

@@ -111,6 +111,14 @@ SHAPES_PRESETS: dict[str, ShapesConfig] = {
     "default": ShapesConfig(),
     "published": ShapesConfig(canvas_height=960, canvas_width=1280, blur_kernel=21),
 }
+"""Canvases: "published" has the size and the blur of the public generator (rpautrat/SuperPoint).
+
+What is drawn on them is ours, after the paper, and differs from its drawings in detail.
+There a cube has one gray level and always edge lines, boards and stripes have at least four random
+lines across, the branches of a star differ in gray level, polygons never overlap and may be larger,
+noise is uniform over the whole picture, and the background is made of blurred blobs. Without noise
+ours are the easier ones for classical detectors (notebook 02).
+"""
 
 
 def draw_sample(

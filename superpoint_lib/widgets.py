@@ -423,7 +423,7 @@ def explore_shapes(config: ShapesConfig | None = None, seed: int = 0) -> Explore
 def explore_homographies(
     image: Array, config: HomographyConfig | None = None, seed: int = 0
 ) -> Explorer:
-    """Explore random homographies; used in notebooks 01 and 03.
+    """Explore random homographies; used in notebook 03.
 
     Args:
         image: (H, W) float in [0, 1] or uint8, gray or RGB; shown in gray.

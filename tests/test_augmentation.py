@@ -30,7 +30,7 @@ def _gray(level=0.5, shape=(120, 160)):
     return np.full(shape, level, np.float32)
 
 
-def test_presets_are_the_published_ones():
+def test_presets_are_the_published_ones_but_for_the_size_of_shades():
     synthetic = PHOTOMETRIC_PRESETS["synthetic"]
     assert synthetic.brightness_change == 75 and synthetic.contrast_range == (0.3, 1.8)
     assert synthetic.noise_sigma == (0, 15) and synthetic.motion_kernel == 7

@@ -268,6 +268,54 @@ def test_truncated_file_is_named(tmp_path):
         load_weights(path)
 
 
+@pytest.mark.parametrize("wrapper", ["model_state_dict", "state_dict", "model"])
+@pytest.mark.parametrize("prefix", ["", "module.", "model."])
+def test_wrappers_around_a_public_file_are_seen_through(wrapper, prefix, tmp_path):
+    state = public_state("magicleap")
+    wrapped = {prefix + key: value for key, value in state.items()}
+    torch.save({wrapper: wrapped, "epoch": 3}, tmp_path / "net.pth")
+    torch.save(state, tmp_path / "plain.pth")
+    found, plain = (load_weights(tmp_path / f"{name}.pth") for name in ("net", "plain"))
+    assert found.layout == "magicleap"
+    assert all(
+        torch.equal(found.state_dict[key], plain.state_dict[key]) for key in plain.state_dict
+    )
+
+
+@pytest.mark.parametrize("kind", [MagicPoint, SuperPoint])
+@pytest.mark.parametrize("name", ["net.pth", "net.safetensors"])
+def test_a_plain_state_dict_of_ours_is_read_by_its_shapes(kind, name, tmp_path):
+    config = replace(SMALL, norm="none", channels=(8, 12, 16, 20), head_channels=24)
+    model = kind(config).eval()
+    path = tmp_path / name
+    if name.endswith(".pth"):
+        torch.save(model.state_dict(), path)
+    else:
+        save_file(model.state_dict(), path)
+    again = kind.from_pretrained(path)
+    assert again.config == (config if kind is SuperPoint else replace(config, descriptor_dim=256))
+    images = torch.rand(1, 1, 32, 40)
+    torch.testing.assert_close(again(images), model(images))
+
+
+def test_a_plain_state_dict_of_ours_does_not_tell_how_it_normalises(tmp_path):
+    torch.save(SuperPoint(SMALL).state_dict(), tmp_path / "net.pth")
+    with pytest.raises(ValueError, match=r"net\.pth.*normalisation.*save_weights"):
+        load_weights(tmp_path / "net.pth")
+    torch.save({"encoder.block1a.conv.weight": torch.zeros(1)}, tmp_path / "part.pth")
+    with pytest.raises(ValueError, match=r"part\.pth.*without 'encoder\.block1a\.conv\.bias'"):
+        load_weights(tmp_path / "part.pth")
+
+
+def test_the_folder_of_a_training_stands_for_its_weights(tmp_path):
+    save_weights(
+        tmp_path / "weights.safetensors", SuperPoint(SMALL).state_dict(), to_dict(SMALL), {}
+    )
+    assert load_weights(tmp_path).config == load_weights(tmp_path / "weights.safetensors").config
+    with pytest.raises(FileNotFoundError, match="no weight file"):
+        load_weights(tmp_path.parent)
+
+
 @pytest.mark.parametrize("content", [torch.zeros(3), [1, 2], {"a": 1}, {"model_state_dict": 3}])
 def test_no_state_dict(content, tmp_path):
     torch.save(content, tmp_path / "net.pth")

@@ -364,6 +364,50 @@ def test_how_far_images_are_reduced(size, longest, reduced):
     assert corner / corner[2] == pytest.approx([size[1] - 0.5, size[0] - 0.5, 1])
 
 
+def test_match_overwrites_nothing_of_its_own(project, weights, capsys):
+    a, b = write_picture(project / "a.png", 0), write_picture(project / "b.png", 1)
+    before = a.read_bytes()
+    for options in (["--output", a], ["--output", "./b.png"], ["--table", a]):
+        line = fails(["match", "a.png", b, *options, "--weights", weights["SuperPoint"]], capsys, 2)
+        assert f"{options[0]} {options[1]} would overwrite".replace("./", "") in line
+    options = ["--output", "m.png", "--table", "m.png"]
+    line = fails(["match", a, b, *options], capsys, 2)
+    assert "--table m.png would overwrite" in line
+    assert a.read_bytes() == before and not (project / "m.png").exists()
+
+
+def test_match_filters_as_the_library_does(project, weights, capsys):
+    a, b = write_picture(project / "a.png", 0), write_picture(project / "b.png", 1)
+    counts = []
+    for options in ([], ["--ratio", 0.8], ["--min-similarity", 1.1]):
+        arguments = ["match", a, b, *options, "--weights", weights["SuperPoint"]]
+        assert main(list(map(str, arguments))) == 0
+        counts.append(int(re.search(r"(\d+) matches", capsys.readouterr().out)[1]))
+    assert counts[0] > counts[1] > counts[2] == 0
+
+
+def test_the_version_is_told(capsys):
+    from superpoint_lib import __version__
+
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"superpoint {__version__}\n"
+    told = subprocess.run(
+        [sys.executable, "-m", "superpoint_lib", "--version"], capture_output=True, text=True
+    )
+    assert told.stdout == f"superpoint {__version__}\n"
+
+
+def test_labels_without_any_keypoint_are_no_success(project, weights, capsys):
+    write_picture(project / "pictures" / "a.png")
+    arguments = ["adapt", "--images", "pictures", "--weights", weights["SuperPoint"]]
+    arguments += ["--warps", 2, "--output", "labels"]
+    assert main(list(map(str, [*arguments, "--threshold", 1]))) == 1
+    assert "superpoint adapt: no keypoint found in any picture" in capsys.readouterr().err
+    for option, value in (("--threshold", 2), ("--threshold", "nan"), ("--sizes", "nan")):
+        assert option[2:] in fails([*arguments, option, value], capsys, 2)
+    assert "16 px or more" in fails([*arguments, "--sizes", 0.01], capsys, 2)
+
+
 def test_export_writes_an_onnx_file(project, weights, capsys):
     pytest.importorskip("onnxscript")
     arguments = ["export", "--weights", weights["SuperPoint"], "--output", "model.onnx"]
@@ -481,7 +525,7 @@ def test_train_starts_from_a_recipe_and_options_override_it(project, monkeypatch
     assert main(["train", "--recipe", name, "--steps", "7", "--no-resume"]) == 0
     ((config, run_dir, resume),) = calls
     assert config == replace(recipe, steps=7)
-    assert (run_dir, resume) == (project / "runs" / "train" / name, False)
+    assert (run_dir, resume) == (Path("runs") / "train" / name, False)
 
 
 @pytest.fixture
@@ -610,7 +654,7 @@ def test_train_says_what_to_run_before_a_stage(checkout, trained, capsys):
     line = fails(standard, capsys, 2)
     assert "superpoint run --profile standard --only 05_staged_training (or" in line
     # Where it has begun, it needs what it has made itself.
-    begun = checkout / "runs" / "train" / "05"
+    begun = checkout / "runs" / "train" / "standard-05"
     begun.mkdir(parents=True)
     (begun / "checkpoint.json").touch()
     assert main(standard) == 0

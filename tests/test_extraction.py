@@ -703,13 +703,46 @@ def test_arrays_may_lie_in_memory_in_any_order():
 
 
 def test_match_refuses_what_it_cannot_compare():
-    some = described(torch.ones(2, 4))
+    some = described(torch.eye(2, 4))
     with pytest.raises(ValueError, match="4 in features0, 8 in features1"):
-        match(some, described(torch.ones(2, 8)))
+        match(some, described(torch.eye(2, 8)))
     with pytest.raises(ValueError, match=r"features1.descriptors.*uint8"):
         match(some, described(np.ones((2, 4), np.uint8)))
     with pytest.raises(ValueError, match="features1 has no descriptors"):
         match(some, described(None))
+    for bad, lengths in ((torch.nan, "nan to nan"), (torch.inf, "1 to inf"), (512.0, "1 to 512")):
+        rows = torch.eye(3, 4)
+        rows[1, 1] = bad
+        with pytest.raises(ValueError, match=f"features1.*unit length.*{lengths}"):
+            match(some, described(rows))
+
+
+def test_match_takes_zero_descriptors_and_those_of_few_bits():
+    rows = torch.nn.functional.normalize(uniform(40, 16), dim=1)
+    rounded = described(rows.bfloat16())
+    expected, _ = match(described(rows), described(rows))
+    assert torch.equal(match(rounded, rounded)[0], expected)
+    empty = rows.clone()
+    empty[3] = 0
+    assert 3 not in match(described(empty), described(rows))[0][:, 0]
+
+
+def test_match_does_not_depend_on_the_default_device():
+    rows = torch.nn.functional.normalize(uniform(200, 16), dim=1)
+    expected, _ = match(described(rows), described(rows))
+    with torch.device("meta"):
+        found, _ = match(described(rows), described(rows))
+        numpy_found, _ = match(described(rows.numpy()), described(rows.numpy()))
+        model = SuperPoint.from_pretrained("superpoint-open")
+    assert torch.equal(found, expected) and torch.equal(numpy_found, expected)
+    assert all(p.device.type == "cpu" for p in model.parameters())
+
+
+def test_features_are_compared_as_objects_and_not_number_by_number():
+    some = described(torch.eye(2, 4))
+    features = Features(torch.zeros(2, 2), torch.zeros(2), some.descriptors, (16, 16))
+    assert features == features and features != Features(*(features.__dict__.values()))
+    assert len({features, features}) == 1
 
 
 # ------------------------------------------------------------------ devices

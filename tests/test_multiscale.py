@@ -109,6 +109,22 @@ def test_radius_and_border_are_in_pixels_of_the_image(model, photo):
     assert (keypoints <= torch.tensor([243 - 10.5, 181 - 10.5])).all()
 
 
+@pytest.mark.parametrize("scale", [0.5, 0.2, 0.12])
+def test_a_picture_made_smaller_is_suppressed_in_its_own_pixels(model, photo, scale):
+    large = np.kron(photo, np.ones((2, 2), np.float32))
+    found = extract_multiscale(model, large, (scale,), None).keypoints
+    apart = scale * (found[:, None] - found[None]).abs().amax(-1)
+    apart.fill_diagonal_(99)
+    assert len(found) > 5 and apart.min() > 1  # 5 whole pixels, less what sub-pixels may give
+
+
+def test_scales_may_come_from_a_generator(model, photo):
+    found = extract_multiscale(model, photo, (s for s in (1.0, 1.5)), 9, pyramid=iter([0.5]))
+    assert torch.equal(
+        found.keypoints, extract_multiscale(model, photo, (1.0, 1.5), 9, pyramid=(0.5,)).keypoints
+    )
+
+
 def test_a_known_homography_is_matched_closer_than_at_one_scale(model, photo):
     warped = warp_image(photo, H_0TO1)
     errors = []
@@ -127,8 +143,8 @@ def test_a_known_homography_is_matched_closer_than_at_one_scale(model, photo):
 
 def test_a_pyramid_adds_what_each_level_finds_best_score_first(model, photo):
     whole, *levels = (
-        extract_multiscale(model, photo, (f, 1.5 * f), 80, nms_radius=round(4 / f))
-        for f in (1.0, 0.5)
+        extract_multiscale(model, photo, (f, 1.5 * f), 80, nms_radius=radius)
+        for f, radius in ((1.0, 4), (0.5, 6))  # in pixels of the level's largest picture both 6
     )
     both = extract_multiscale(model, photo, (1.0, 1.5), 80, pyramid=(0.5,))
     scores = torch.cat([whole.keypoint_scores, levels[0].keypoint_scores])

@@ -45,6 +45,7 @@ def measure(stage: str) -> dict[str, Any] | None:
         "seconds": round(time.perf_counter() - started, 1),
         "commit": commit,
         "machine": machine_name(DEVICE),
+        "torch": torch.__version__,
     }
 
 

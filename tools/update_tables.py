@@ -12,11 +12,13 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from superpoint_lib.checkpoints import load_weights
 from superpoint_lib.evaluation.results import Results
+from superpoint_lib.paths import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
@@ -66,10 +68,18 @@ def _real_photographs() -> tuple[Results, int, dict[tuple[str, str, str], float 
     """
     results = Results.load(RESULTS / "hpatches_like.json")
     orders = Results.load(RESULTS / "ransac_orders.json")
+    one_order = replace(orders.protocol, ransac=replace(orders.protocol.ransac, orders=1))
+    assert one_order == results.protocol, "measured by different protocols"
+    found = ({_pair(r): r["repeatability"] for r in run.records} for run in (orders, results))
+    assert next(found).items() <= next(found).items(), "measured of different weights or pictures"
     rows = [row for row in results.summary() if not row["metric"].startswith("homography@")]
     rows += [row for row in orders.summary() if row["metric"].startswith("homography@")]
     means = {(row["extractor"], row["part"], row["metric"]): row["value"] for row in rows}
     return results, orders.protocol.ransac.orders, means
+
+
+def _pair(record: dict[str, Any]) -> tuple[Any, ...]:
+    return record["extractor"], record["sequence"], record["pair"]
 
 
 def headline() -> str:
@@ -199,8 +209,9 @@ def _measured_on(content: dict[str, Any]) -> str:
     stages = content["stages"].values()
     commits = ", ".join(dict.fromkeys(_short(one["commit"]) for one in stages))
     machines = ", ".join(dict.fromkeys(one["machine"] for one in stages))
+    versions = ", ".join(dict.fromkeys(one.get("torch", content["torch"]) for one in stages))
     changed = " (+: with uncommitted changes)" if "+" in commits else ""
-    return f"{machines}, PyTorch {content['torch']}, commit {commits}{changed}"
+    return f"{machines}, PyTorch {versions}, commit {commits}{changed}"
 
 
 def _short(commit: str) -> str:
@@ -344,7 +355,7 @@ def main(arguments: Sequence[str]) -> None:
             continue
         if "--check" in arguments:
             sys.exit(f"{name} differs from its sources: run python tools/update_tables.py")
-        path.write_text(after, encoding="utf-8")
+        write_text(path, after)
         print(f"updated {name}")
 
 

@@ -59,16 +59,18 @@ _LABEL_SETTINGS = (
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What an export did: files written, files found complete, and pictures left out with why."""
+    """What an export did: files written, the number of keypoints in each, files found complete, and
+    pictures left out with why."""
 
     written: list[Path] = field(default_factory=list)
     skipped_existing: list[Path] = field(default_factory=list)
     failed: list[tuple[Path, str]] = field(default_factory=list)
+    keypoints: list[int] = field(default_factory=list)
 
     def __str__(self) -> str:
         lines = [
-            f"{len(self.written)} label files written, {len(self.skipped_existing)} already there, "
-            f"{len(self.failed)} pictures left out"
+            f"{len(self.written)} label files written, {sum(self.keypoints)} keypoints in all, "
+            f"{len(self.skipped_existing)} already there, {len(self.failed)} pictures left out"
         ]
         lines += [f"  {path}: {reason}" for path, reason in self.failed]
         return "\n".join(lines)
@@ -195,7 +197,8 @@ def _label_batch(
     config: AdaptConfig,
     settings: dict[str, object],
     device: torch.device,
-) -> None:
+) -> list[int]:
+    """Writes the labels of pictures of one size; how many keypoints each has."""
     images = torch.from_numpy(np.stack([image for _, image in batch]))[:, None].to(device)
     shape = batch[0][1].shape
     names = [batch[0][0].name] if config.share_warps else [job.name for job, _ in batch]
@@ -215,6 +218,7 @@ def _label_batch(
             settings,
             seen,
         )
+    return [len(found) for found in features]
 
 
 def export_labels(
@@ -286,7 +290,7 @@ def export_labels(
 
         # Pictures of one size go through the network together.
         for batch in _same_size(readable(), pictures):
-            _label_batch(model, batch, config, settings, device)
+            report.keypoints.extend(_label_batch(model, batch, config, settings, device))
             report.written.extend(job.label for job, _ in batch)
             bar.update(len(batch))
     return report

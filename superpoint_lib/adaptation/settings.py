@@ -1,10 +1,19 @@
-"""What homographic adaptation does to which pictures."""
+"""What homographic adaptation does to which pictures.
+
+Of the published defaults, 100 warps, the mean, the threshold and the border are those of
+rpautrat/SuperPoint, 600 keypoints, sub-pixels and the radius those of pytorch-superpoint. Unlike
+both, keypoints within the border of the picture's own end are kept, where the picture as it is
+counts, and few warps beside it. (The first divides by the warps that the border leaves out, too, so
+that nothing is left there; the second drops what lies within 4 pixels.)
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
+from superpoint_lib.extraction import MIN_IMAGE_SIZE
 from superpoint_lib.geometry import HOMOGRAPHY_PRESETS
 from superpoint_lib.geometry.cells import CELL_SIZE
 from superpoint_lib.model import Precision
@@ -12,7 +21,7 @@ from superpoint_lib.model import Precision
 
 @dataclass(frozen=True)
 class AdaptConfig:
-    """What homographic adaptation does to which pictures; the defaults are the published values.
+    """Label pictures by homographic adaptation; the defaults are published values.
 
     Attributes:
         weights: bundled name or path of a MagicPoint or SuperPoint; a second round of adaptation
@@ -91,8 +100,16 @@ class AdaptConfig:
                 f"filter_counts must be between 0 and warps, got {self.filter_counts} of "
                 f"{self.warps}: no pixel is seen by more"
             )
-        if not self.sizes or min(self.sizes) <= 0:
-            raise ValueError(f"sizes must be positive, at least one, got {self.sizes}")
+        if not self.threshold <= 1:
+            raise ValueError(f"threshold must be in 0..1, got {self.threshold}")
+        if not self.sizes or not all(0 < size < math.inf for size in self.sizes):
+            raise ValueError(f"sizes must be positive and finite, at least one, got {self.sizes}")
+        side = min(self.height, self.width)
+        if side and round(side * min(self.sizes)) < MIN_IMAGE_SIZE:
+            raise ValueError(
+                f"sizes must leave pictures of {MIN_IMAGE_SIZE} px or more, got {self.sizes} for "
+                f"{self.height} x {self.width}"
+            )
         if self.homography not in HOMOGRAPHY_PRESETS:
             raise ValueError(
                 f"unknown homography preset {self.homography!r}; "

@@ -137,7 +137,8 @@ def make_views(
         ValueError: for other values of ``views`` and sizes that are not multiples of 8.
 
     Convention: geometry first, gray levels second, so that noise is not smoothed by the warp and
-    the unfilled area outside the picture is noisy too; that area is masked by ``valid``.
+    the unfilled area outside the picture is noisy too; that area is masked by ``valid``. The public
+    trainings change gray levels first where there is one view.
 
     Derived in notebook 05.
     """

@@ -219,9 +219,10 @@ def superpoint_extractor(
 
     def extractor(image: Image, task: TaskConfig) -> Features:
         knobs: dict[str, Any] = {
-            "max_keypoints": None if task.border else task.extract_keypoints,
+            "max_keypoints": task.extract_keypoints,
             "threshold": task.threshold,
             "nms_radius": task.nms_radius,
+            "border": task.border,
             "subpixel": subpixel,
             "precision": precision,
         }
@@ -229,8 +230,7 @@ def superpoint_extractor(
             if turned or pyramid or tuple(scales) != (1.0,):
                 raise ValueError("suppression by boxes is for one look: choose another protocol")
             return _extract_with_boxes(model, image, task, subpixel, precision)
-        found = cast(Features, extract_multiscale(model, image, **looks, **knobs))
-        return _take(_drop_border(found, task.border), slice(task.extract_keypoints))
+        return cast(Features, extract_multiscale(model, image, **looks, **knobs))
 
     return extractor
 
@@ -249,8 +249,10 @@ def _extract_with_boxes(
         nms_radius=0,
         subpixel=False,
     )[0]
-    survivors = _drop_border(_suppress(_best_first(candidates), task), task.border)
-    kept = _take(survivors, slice(task.extract_keypoints))
+    survivors = _suppress(_best_first(candidates), task)
+    last = survivors.keypoints.new_tensor(image.shape[::-1]) - 1 - task.border
+    inside = (survivors.keypoints >= task.border) & (survivors.keypoints <= last)
+    kept = _take(_take(survivors, inside.all(1)), slice(task.extract_keypoints))
     keypoints = kept.keypoints
     if subpixel:
         height, width = image.shape  # of the maps' padding nothing counts
@@ -351,16 +353,6 @@ def _radius_survivors(features: Features, radius: int) -> torch.Tensor:
     heatmap.scatter_reduce_(0, flat, ranks, "amax")
     survivors = nms(heatmap.reshape(1, height, width), radius).flatten()
     return torch.nonzero(survivors[flat] == ranks).flatten()
-
-
-def _drop_border(features: Features, border: int) -> Features:
-    """Without the keypoints whose pixel is one of the ``border`` outermost on any side."""
-    if border == 0:
-        return features
-    height, width = features.image_size
-    pixels = features.keypoints.round()
-    last = pixels.new_tensor((width - 1, height - 1)) - border
-    return _take(features, ((pixels >= border) & (pixels <= last)).all(1))
 
 
 def _take(features: Features, index: torch.Tensor | slice) -> Features:

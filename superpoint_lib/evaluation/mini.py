@@ -47,7 +47,7 @@ _SETTINGS = "benchmark.json"
 _VERSION = 3
 # The two motorcycle pictures show one scene: as two sequences they would count it twice.
 _SAME_SCENE = ("motorcycle_right",)
-# The published changes but for salt and pepper, which no change of light makes.
+# As training on photographs has them, but for salt and pepper, which no change of light makes.
 _LIGHT = dataclasses.replace(PHOTOMETRIC_PRESETS["coco_superpoint"], speckle=False)
 
 
@@ -159,16 +159,18 @@ def warped_pairs(
 
     Raises:
         FileNotFoundError: No such folder of pictures.
-        ValueError: An unknown kind, or a folder without pictures.
+        ValueError: An unknown kind, a folder without pictures, or two pictures of one name.
     """
     if kind not in WARPED_KINDS:
         raise ValueError(f"unknown kind {kind!r}; known: {', '.join(WARPED_KINDS)}")
     pictures = resolve_images(source, "benchmark")
-    photos: dict[str, Image | Path] = {
-        "_".join(path.relative_to(pictures).with_suffix("").parts): path
-        for path in list_images(pictures)
-        if path.stem not in _SAME_SCENE
-    }
+    photos: dict[str, Image | Path] = {}
+    for path in list_images(pictures):
+        name = "_".join(path.relative_to(pictures).with_suffix("").parts)
+        if name in photos:
+            raise ValueError(f"{photos[name]} and {path} would both be called {name}: rename one")
+        if path.stem not in _SAME_SCENE:
+            photos[name] = path
     if not photos:
         instead = (
             "remove the folder, and the bundled photographs are taken"

@@ -142,23 +142,30 @@ PROTOCOLS: dict[str, ProtocolConfig] = {
 repeated.
 
 * ``rpautrat``: github.com/rpautrat/SuperPoint. Detector at 240x320, NMS 4, 300 points; descriptors
-  at 480x640, NMS 8, 1000 points; keypoints seen by both images first. Its NMS is by boxes:
-  ``rpautrat-box`` is that, ``rpautrat`` the same with the usual radius.
+  at 480x640, NMS 8, 1000 points; keypoints seen by both images first. They are chosen from 1000 and
+  2000 here; its stored configurations, which changed over time, extract 300 to 1000. Its NMS is by
+  boxes: ``rpautrat-box`` is that, ``rpautrat`` the same with the usual radius. It reports no
+  localisation error, matching score or mAP.
 * ``eric``: github.com/eric-yyjau/pytorch-superpoint. All at 240x320, 1000 points, RANSAC inliers as
   the reference of matching score and mAP. Each image's own resize is followed exactly, where the
-  original scales both homography sides by image 1's factor.
+  original scales both homography sides by image 1's factor; crops are from the middle, where the
+  original's begin top left; and the best 1000 are taken before, not after those that are seen by
+  both, which touches classical detectors only.
 * ``gluefactory``: github.com/cvg/glue-factory, its OpenCV estimator. Shorter side 480, 1024
-  points, RANSAC at 0.5 px, eight large scenes left out. Its detectors run on the same images.
+  points, RANSAC at 0.5 px (its setting for Magic Leap's weights), eight large scenes left out. Its
+  detectors run on the same images. It reports AUC, and medians of the share of right matches, whose
+  errors it takes in both directions; here they are means of one direction.
 * ``warped``: ours, for choosing on many small pairs (``mini.warped_pairs``): detector and
   descriptors at 240x320, NMS 4, 300 points.
 
 No preset rounds coordinates: sub-pixel keypoints stay as the extractor gave them. All shrink
-pictures by area averaging, where rpautrat/SuperPoint interpolates bilinearly, at the price of
-aliasing and of some repeatability. It also suppresses SIFT and ORB, and suppresses Harris' response
-itself, not its local maxima. Here SIFT and ORB keep all they find, clusters included; local maxima
-of Harris and Shi-Tomasi and the corners of FAST are suppressed as a network's points are. In
-``eric`` the matching score counts the keypoints that both images can see, where the original counts
-all of the first image's; its mAP leaves out no match for the distance of its descriptors.
+pictures by area averaging. rpautrat/SuperPoint interpolates bilinearly, at the price of aliasing
+and of some repeatability; glue-factory does so with anti-aliasing. The first also suppresses SIFT
+and ORB, and suppresses Harris' response itself, not its local maxima. Here SIFT and ORB keep all
+they find, clusters included; local maxima of Harris and Shi-Tomasi and the corners of FAST are
+suppressed as a network's points are. In ``eric`` the matching score counts the keypoints that both
+images can see, where the original counts all of the first image's; its mAP leaves out no match for
+the distance of its descriptors.
 """
 
 

@@ -113,8 +113,10 @@ HOMOGRAPHY_PRESETS: dict[str, HomographyConfig] = {
     "identity": HomographyConfig(perspective=False, scale=False, rotation=False, translation=False),
 }
 """Published parameter sets (synthetic shapes, COCO training, homographic adaptation, the COCO
-patches used for validation, all after github.com/rpautrat/SuperPoint), four of ours with any
-rotation and a wider zoom ("wide"; "any-angle" without stretching, and small turns most often;
+patches used for validation, all after github.com/rpautrat/SuperPoint, with two differences: its
+adaptation turns by up to 180 degrees where "adaptation", like pytorch-superpoint and
+SuperPoint-Pytorch, turns by 90; its validation patches stay inside the picture), four of ours with
+any rotation and a wider zoom ("wide"; "any-angle" without stretching, and small turns most often;
 "any-scale", its zoom both ways alike and foreshortened besides; "any-distance", its zoom up to
 three, large ones as often as small), and no warp at all ("identity")."""
 

@@ -173,7 +173,9 @@ def descriptor_sparse_loss(
     Raises:
         ValueError: shapes that do not belong together.
 
-    Source: after the sparse loss of Jau et al., pytorch-superpoint. Derived in notebook 04.
+    Source: after the sparse loss of Jau et al., pytorch-superpoint, which takes the mean of the
+    negatives that violate the margin alone, so that it pushes harder the fewer they are, rounds
+    places to cells, and excludes no neighbours. Derived in notebook 04.
     """
     rows, columns = check_pair(descriptors0, descriptors1, H_0to1)
     device = descriptors0.device

@@ -43,8 +43,9 @@ class HingeConfig:
 
 #: paper: DeTone et al. 2018. rpautrat: superpoint_coco.yaml of the TensorFlow implementation by
 #: Pautrat and Sarlin. eric: dense loss of pytorch-superpoint by Jau et al., with the lambda_d that
-#: took effect. zeng-stage1: SuperPoint-Pytorch's training steps, normalisations commented out;
-#: zeng: the same file as published.
+#: took effect; the original divides once more, by the number of pictures in the batch.
+#: zeng-stage1: SuperPoint-Pytorch's training steps, normalisations commented out; zeng: the same
+#: file as published.
 HINGE_PRESETS: dict[str, HingeConfig] = {
     "default": HingeConfig(),
     "paper": HingeConfig(positive_distance=8.0, normalisation="all"),

@@ -423,7 +423,8 @@ _NEAR = replace(
 #: and pictures of open licences only, in one training from magicpoint-synthetic on
 #: (superpoint_lib/weights/README.md). original-stage1 and -stage2 (to be given stage 1's weights)
 #: are the training steps of SuperPoint-Pytorch's README, one-stage its loss as published, both
-#: heads from scratch.
+#: heads from scratch; their gray levels change as in the other recipes, where the original leaves
+#: the first view as it is and changes the second before the warp, with fewer and smaller shades.
 RECIPES: dict[str, TrainConfig] = {
     "magicpoint-synthetic": TrainConfig(steps=1500, freeze_norm_after=0.85, gradient_clip=5.0),
     "magicpoint-adapted": replace(

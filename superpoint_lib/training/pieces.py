@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from superpoint_lib.checkpoints import load_weights
-from superpoint_lib.config import ConfigError
+from superpoint_lib.config import ConfigError, from_dict
 from superpoint_lib.datasets import (
     MixedDataset,
     PhotoDataset,
@@ -20,13 +20,16 @@ from superpoint_lib.datasets import (
     ShapesDataset,
     resolve_images,
 )
-from superpoint_lib.model import MagicPoint, SuperPoint
+from superpoint_lib.model import MagicPoint, ModelConfig, SuperPoint
 from superpoint_lib.shapes import ShapesConfig
 from superpoint_lib.training.config import TrainConfig
 from superpoint_lib.training.facts import precision_name
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+# What of a network's configuration decides whether weights fit it.
+_FORM = ("norm", "norm_order", "norm_outputs", "channels", "head_channels", "descriptor_dim")
 
 
 def make_model(config: TrainConfig) -> MagicPoint | SuperPoint:
@@ -46,7 +49,8 @@ def make_model(config: TrainConfig) -> MagicPoint | SuperPoint:
 
 def _load_partly(net: nn.Module, name: str) -> None:
     """Loads weights of another run; only a descriptor head may be missing or left over."""
-    own, given = net.state_dict(), load_weights(name).state_dict
+    weights = load_weights(name)
+    own, given = net.state_dict(), weights.state_dict
     fitting = {k: v for k, v in given.items() if k in own and v.shape == own[k].shape}
     free = ("descriptor.", "num_batches_tracked")
     odd = [
@@ -56,10 +60,11 @@ def _load_partly(net: nn.Module, name: str) -> None:
         and ((key in own and key in given) or not any(part in key for part in free))
     ]
     if odd:
+        theirs = from_dict(ModelConfig, weights.config, where=name)
+        told = (f"{key}={getattr(theirs, key)!r}" for key in _FORM)
         raise ConfigError(
             f"init: the weights of {name} do not fit this network: {odd[0]!r} and "
-            f"{len(odd) - 1} more differ; set norm, norm_order, norm_outputs, channels and "
-            "descriptor_dim as there"
+            f"{len(odd) - 1} more differ; set {', '.join(told)} as there"
         )
     net.load_state_dict(fitting, strict=False)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -186,7 +187,8 @@ def steps_done(run_dir: Path, config: TrainConfig) -> int | None:
     """The step of the folder's checkpoint; None where there is none. Changes nothing.
 
     Raises:
-        ConfigError: the folder belongs to a run with another configuration (keys are named).
+        ConfigError: the folder belongs to a run with another configuration (keys are named), or the
+            weights it started from or its labels are others by now. They may be gone.
     """
     path, record = run_dir / "config.json", run_dir / "checkpoint.json"
     # Where nothing was learnt there is nothing to protect.
@@ -204,7 +206,34 @@ def steps_done(run_dir: Path, config: TrainConfig) -> int | None:
                 f"{run_dir} holds a run with another configuration: {listed}. Use another folder, "
                 "or resume=False (--no-resume) to drop it and start again"
             )
+        sources = run_dir / "sources.json"
+        learnt_from = _read_record(sources) if sources.is_file() else {}
+        replaced = [
+            source
+            for source, content in _source_digests(config).items()
+            if learnt_from.get(source, content) != content
+        ]
+        if replaced:
+            raise ConfigError(
+                f"{run_dir} holds a run of other contents of {', '.join(replaced)}. Use another "
+                "folder, or resume=False (--no-resume) to drop it and start again"
+            )
     return _read_record(record)["step"] if record.is_file() else None
+
+
+def _source_digests(config: TrainConfig) -> dict[str, str]:
+    """What a run starts and learns from, the weights and the labels, each by its contents."""
+    digests = {}
+    for source in filter(None, (config.init, *config.labels)):
+        path = Path(source)
+        files = sorted(path.rglob("*.npz")) if path.is_dir() else [path] * path.is_file()
+        if files:
+            hashed = hashlib.sha256()
+            for file in files:
+                hashed.update(file.relative_to(path).as_posix().encode())
+                hashed.update(hashlib.sha256(file.read_bytes()).digest())
+            digests[source] = hashed.hexdigest()
+    return digests
 
 
 def _read_record(path: Path) -> dict[str, Any]:
@@ -219,10 +248,18 @@ def _read_record(path: Path) -> dict[str, Any]:
 def claim(run_dir: Path, config: TrainConfig, resume: bool) -> None:
     """Writes the configuration; without ``resume``, drops the run that the folder holds."""
     if not resume:
-        for name in ("checkpoint.json", "weights.safetensors", "history.csv", "run.json"):
+        for name in (
+            "checkpoint.json",
+            "weights.safetensors",
+            "history.csv",
+            "run.json",
+            "sources.json",
+        ):
             (run_dir / name).unlink(missing_ok=True)
         shutil.rmtree(run_dir / "checkpoint", ignore_errors=True)
     write_json(run_dir / "config.json", to_dict(config))
+    if not (run_dir / "checkpoint.json").is_file():
+        write_json(run_dir / "sources.json", _source_digests(config))
 
 
 def read_history(path: str | Path) -> list[dict[str, float]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import resource
 import statistics
 import sys
 import time
@@ -125,6 +124,8 @@ def _peak_since_reset() -> float:
         lines = (_PROCESS / "status").read_text().splitlines()
         peak = next(line for line in lines if line.startswith("VmHWM:"))
         return int(peak.split()[1]) * 1024 / 1e9
+    import resource  # which Windows has not
+
     # macOS counts in bytes, others in kilobytes.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
