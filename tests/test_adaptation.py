@@ -639,3 +639,19 @@ def test_probabilities_add_up_the_nine_pixels_around():
 def test_presets_named_in_the_defaults_exist():
     assert AdaptConfig().homography in HOMOGRAPHY_PRESETS
     assert (AdaptConfig().warps, AdaptConfig().threshold) == (100, 0.015)
+
+
+def test_no_more_images_go_through_the_network_at_once_than_asked_for():
+    sizes = []
+
+    class Counting(BrightnessDetector):
+        def forward(self, images):
+            sizes.append(len(images))
+            return super().forward(images)
+
+    images = torch.cat([blobs(), blobs().flip(3)])
+    adapt_heatmap(Counting(), images, drawn(7), replace(CONFIG, batch=6))
+    assert sizes == [6, 6, 2]
+    sizes.clear()
+    adapt_heatmap(Counting(), images, drawn(7), replace(CONFIG, batch=1))
+    assert sizes == [2] * 7  # one warp of every image at least

@@ -834,6 +834,17 @@ def test_a_misspelt_extractor_is_told_with_all_names_before_a_benchmark_is_made(
     assert "shi_tomasi" in line and "orb" not in line
 
 
+@pytest.mark.parametrize(
+    ("options", "protocol"),
+    [([], "warped"), (["--protocol", "eric"], "eric")],
+)
+def test_warped_pairs_are_measured_as_such_unless_asked_otherwise(project, options, protocol):
+    write_picture(project / "data" / "coco" / "test2017" / "a.png")
+    arguments = ["evaluate", "sift", "--data", "warped", *options, "--output", "table.json"]
+    assert main(arguments) == 0
+    assert json.loads((project / "table.json").read_text())["protocol_name"] == protocol
+
+
 def test_pairs_are_not_made_of_an_empty_folder(project, capsys):
     folder = project / "data" / "coco" / "test2017"
     folder.mkdir(parents=True)

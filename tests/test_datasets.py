@@ -700,3 +700,12 @@ def test_settings_are_plain_json(tmp_path):
     save_labels(tmp_path / "a.npz", np.empty((0, 2)), np.empty(0), (8, 8), {"b": 1, "a": [1, 2]})
     with np.load(tmp_path / "a.npz", allow_pickle=False) as file:
         assert json.loads(str(file["settings"])) == {"a": [1, 2], "b": 1}
+
+
+def test_a_label_of_the_least_score_counts(tmp_path):
+    write_picture(tmp_path / "images" / "a.png", gray(100))
+    points, scores = np.array([[10, 20], [30, 20], [50, 20]], np.float32), [0.75, 0.5, 0.25]
+    save_labels(tmp_path / "labels" / "a.npz", points, np.array(scores), (48, 64), {})
+    folders = [tmp_path / "images"], [tmp_path / "labels"]
+    dataset = PhotoDataset(*folders, 48, 64, **PLAIN, views=1, threshold=0.5)
+    assert positions(dataset[0]["labels"])[:, 0].tolist() == [10, 30]

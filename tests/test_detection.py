@@ -6,6 +6,7 @@ from sklearn.metrics import average_precision_score
 
 from superpoint_lib.evaluation.detection import (
     Detections,
+    _curve,
     average_precision,
     evaluate_detectors_on_shapes,
     localization_error,
@@ -216,3 +217,20 @@ def test_training_never_draws_a_test_picture():
     assert not any(draw_sample(i, config, seed=0)[0].tobytes() in test for i in range(30))
     image, _ = draw_shape("polygon", config, np.random.default_rng(0))
     assert image.tobytes() not in test
+
+
+def _ranked(correct, corners):
+    errors = np.where(correct, 1.0, np.nan)
+    return Detections(np.linspace(1, 0.1, len(correct)), errors, corners, 1)
+
+
+def test_a_curve_begins_with_the_best_detection_and_ends_with_the_last_found():
+    curve = _curve(_ranked([True, False, True, True, False], 4))
+    assert curve == {"precision": [1.0, 0.6667, 0.75], "recall": [0.25, 0.5, 0.75]}
+
+
+def test_a_long_curve_is_thinned_evenly_to_a_hundred_and_one_points():
+    curve = _curve(_ranked([True] * 1000, 1000))
+    assert len(curve["recall"]) == 101 and set(curve["precision"]) == {1.0}
+    assert (curve["recall"][0], curve["recall"][-1]) == (0.001, 1.0)
+    assert np.ptp(np.diff(curve["recall"])) < 0.002

@@ -784,3 +784,9 @@ def test_a_single_channel_stays():
         flat, same = resize(image[..., 0])
         assert one.shape == (*flat.shape, 1) and np.array_equal(one[..., 0], flat)
         assert np.array_equal(transform, same)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e200, -3.0])
+def test_the_overall_scale_of_a_homography_changes_nothing_of_its_inverse(scale):
+    H = np.array([[0.75, -0.27, 40.0], [0.27, 0.75, -10.0], [1e-4, 5e-5, 1.0]])
+    assert np.allclose(invert_homographies(scale * H), invert_homographies(H), rtol=1e-12)

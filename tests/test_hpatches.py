@@ -782,3 +782,12 @@ def test_what_does_not_count_as_code_is_not_imported_by_an_evaluation():
         f"assert not set(sys.modules) & set({names!r}), set(sys.modules) & set({names!r})"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_distances_are_inclusive(toy):
+    # The stray point is 4 px from its place.
+    at = dataclasses.replace(TOY, distance=4.0, match_distances=(4.0, 3.99))
+    record = only(evaluate({"dots": dots}, toy, at, progress=False), "v_shift")
+    assert record["repeatability"] == record["matching_score"] == record["average_precision"] == 1
+    assert record["correct_matches@4"] == 1
+    assert record["correct_matches@3.99"] == pytest.approx(4 / 5)

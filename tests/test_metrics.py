@@ -209,3 +209,43 @@ def test_bootstrap_without_enough_to_say():
     mean, low, high = metrics.bootstrap_mean([0.0, 1.0, np.nan], ["a", "a", "b"])
     assert mean == 0.5
     assert np.isnan([low, high]).all()
+
+
+def test_ransac_is_that_of_opencv_unless_told_otherwise(monkeypatch):
+    asked = {}
+
+    def spy(points0, points1, method=0, threshold=None, **options):
+        asked.update(options, method=method, threshold=threshold)
+        return find(points0, points1, method, threshold, **options)
+
+    find = cv2.findHomography
+    monkeypatch.setattr(cv2, "findHomography", spy)
+    points0 = np.random.default_rng(0).uniform(0, 200, (200, 2))
+    points1 = points0 + np.random.default_rng(1).normal(0, 2.0, (200, 2))
+    points1[::3] += 30
+    estimate, inliers = metrics.estimate_homography(points0, points1)
+    expected, mask = find(points0.astype(np.float32), points1.astype(np.float32), cv2.RANSAC)
+    assert np.array_equal(estimate, expected)
+    assert np.array_equal(inliers, mask.ravel().astype(bool))
+    metrics.estimate_homography(points0, points1, metrics.RansacConfig(0.5, 77, 0.9))
+    assert asked == {"method": cv2.RANSAC, "threshold": 0.5, "maxIters": 77, "confidence": 0.9}
+    assert metrics.RansacConfig() == metrics.RansacConfig(3.0, 2000, 0.995, 1)
+
+
+def test_a_point_is_repeated_within_three_pixels_unless_told_otherwise():
+    points = np.array([[50.0, 50.0]])
+    for shift, share in ((3.0, 1.0), (3.01, 0.0)):
+        result = metrics.repeatability(points, points + np.array([shift, 0]), np.eye(3), SIZE, SIZE)
+        assert result.repeatability == share
+
+
+def test_visibility_has_a_thousandth_of_a_pixel_of_slack():
+    points = np.array([[-0.0009, 0], [-0.0011, 0], [199.0009, 99.0009], [199, 99.0011]])
+    seen = metrics.visible_mask(points, np.eye(3), SIZE)
+    assert seen.tolist() == [True, False, True, False]
+
+
+def test_the_defaults_of_the_bootstrap_are_those_of_the_tables():
+    values = np.random.default_rng(0).random(50)
+    given = metrics.bootstrap_mean(values, None, samples=2000, confidence=0.95, seed=0)
+    assert metrics.bootstrap_mean(values) == given

@@ -16,7 +16,7 @@ from superpoint_lib.evaluation.mini import (
     mini_benchmark,
     warped_pairs,
 )
-from superpoint_lib.geometry import turn_and_zoom, warp_points
+from superpoint_lib.geometry import resize_and_crop, turn_and_zoom, warp_points
 from superpoint_lib.paths import UnreadableImageError, read_gray
 
 SMALL = MiniConfig(height=120, width=160, pairs=2)
@@ -177,6 +177,15 @@ def test_warped_pairs_are_made_of_every_picture_and_small(tmp_path, photo):
     assert made_with == to_dict(mini.HARD) != to_dict(mini.WARPED)
 
 
+def test_two_pictures_that_would_bear_one_name_are_refused(tmp_path, photo):
+    gray = np.round(255 * photo.clip(0, 1)).astype(np.uint8)
+    for name in ("a/b.png", "a_b.png"):
+        (tmp_path / "pictures" / name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(tmp_path / "pictures" / name), gray)
+    with pytest.raises(ValueError, match=r"b\.png and .*b\.png would both be called a_b"):
+        warped_pairs(tmp_path / "made", tmp_path / "pictures")
+
+
 def test_no_pairs_are_made_of_a_folder_without_pictures(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"no pictures in .*: put some there, or name another"):
         warped_pairs(tmp_path / "pairs", tmp_path)
@@ -221,3 +230,25 @@ def test_there_is_a_zoom_for_each_pair(zooms):
 def test_an_unknown_kind_of_pairs_is_named(tmp_path):
     with pytest.raises(ValueError, match="unknown kind 'wraped'; known: warped, "):
         warped_pairs(tmp_path, kind="wraped")
+
+
+def test_the_pixels_of_the_pictures_are_where_the_homographies_have_them(tmp_path):
+    """Dots of the photograph, found again in every view to a small part of a pixel."""
+    truth = np.array([[60.0, 50], [150, 60], [240, 150], [70, 140], [160, 110]])
+    y, x = np.mgrid[:200, :300].astype(np.float32)
+    photo = sum(np.exp(-((x - u) ** 2 + (y - v) ** 2) / 8) for u, v in truth).astype(np.float32)
+    config = MiniConfig(
+        height=120, width=160, pairs=3, illumination=False, noise=0, zooms=(0.8, 1.25, 2.0)
+    )
+    (sequence,) = load_sequences(make_benchmark(tmp_path / "made", {"a": photo}, config))
+    _, to_reference = resize_and_crop(photo, 120, 160)
+    for path, H in zip(sequence.image_paths, (np.eye(3), *sequence.homographies), strict=True):
+        image = read_gray(path)
+        for place in warp_points(truth, H @ to_reference):
+            u, v = place.round().astype(int)
+            if not (6 <= u < 154 and 6 <= v < 114):
+                continue
+            part = image[v - 5 : v + 6, u - 5 : u + 6]
+            rows, columns = np.mgrid[v - 5 : v + 6, u - 5 : u + 6]
+            centre = np.array([(part * columns).sum(), (part * rows).sum()]) / part.sum()
+            assert np.abs(centre - place).max() < 0.08

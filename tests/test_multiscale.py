@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from superpoint_lib import MagicPoint, SuperPoint, extract, match
+from superpoint_lib import MagicPoint, SuperPoint, extract, match, multiscale
 from superpoint_lib.datasets import bundled_photos
 from superpoint_lib.geometry import resize_and_crop, warp_image, warp_points
 from superpoint_lib.multiscale import agreement, extract_multiscale
@@ -199,3 +199,48 @@ def test_scales_are_checked(model, photo, scales):
 def test_levels_of_a_pyramid_are_checked(model, photo, pyramid):
     with pytest.raises(ValueError, match=r"leave images of 16 px or more, got .* times"):
         extract_multiscale(model, photo, pyramid=pyramid)
+
+
+@pytest.mark.parametrize("pyramid", [(0.9,), (0.7, 0.5), (2.0,)])
+def test_the_radius_at_a_level_is_in_its_own_pixels(monkeypatch, pyramid):
+    asked = []
+
+    def spy(heatmap, sizes, most, threshold, radius, window, border):
+        asked.append((radius, window, border))
+        return find(heatmap, sizes, most, threshold, radius, window, border)
+
+    find = multiscale.find_keypoints
+    monkeypatch.setattr(multiscale, "find_keypoints", spy)
+    image = np.random.default_rng(0).random((96, 128), dtype=np.float32)
+    extract_multiscale(Blob().eval(), image, (1.0,), nms_radius=5, border=10, pyramid=pyramid)
+    # The border is in pixels of the picture, the window of the refinement grows with the level.
+    assert asked == [(5, 2 * max(1, round(2 * f)) + 1, round(10 * f)) for f in (1.0, *pyramid)]
+
+
+def test_the_window_of_the_refinement_grows_with_the_scale(monkeypatch):
+    windows = []
+
+    def spy(*arguments):
+        windows.append(arguments[5])
+        return find(*arguments)
+
+    find = multiscale.find_keypoints
+    monkeypatch.setattr(multiscale, "find_keypoints", spy)
+    image = np.zeros((64, 64), np.float32)
+    for scales in ((0.3,), (0.5,), (0.25, 1.0), (1.5,), (2.0,)):
+        extract_multiscale(Blob().eval(), image, scales)
+    # Five pixels of the picture, and never less than three of what the network sees.
+    assert windows == [3, 3, 5, 7, 9]
+    extract_multiscale(Blob().eval(), image, (2.0,), subpixel=False)
+    assert windows[-1] == 1
+
+
+def test_of_equal_scores_the_first_level_comes_first():
+    from superpoint_lib.extraction import Features
+
+    levels = [
+        Features(torch.full((30, 2), float(k)), torch.full((30,), 0.5), None, (8, 8))
+        for k in range(3)
+    ]
+    best = multiscale._best(levels, 40)
+    assert best.keypoints[:, 0].tolist() == [0.0] * 30 + [1.0] * 10

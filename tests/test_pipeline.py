@@ -219,6 +219,40 @@ def test_what_a_failed_run_left_half_done_is_not_kept(project, monkeypatch, stop
     assert artefact.read_text() == "2"
 
 
+def test_what_is_left_out_passes_nothing_old_for_new(project):
+    write_profile(project, "long", LINKED)
+    write_notebook(project, "01_second", READ, SAVE)
+    assert not run_profile("long").failed
+    write_notebook(project, "00_first", "1 / 0")
+    result = run_profile("long")
+    assert statuses(result) == {"00_first": "failed", "01_second": "left out"}
+    kept = json.loads((project / "runs" / "long" / "results.json").read_text())
+    assert kept["results"] == {}
+    index = (project / "runs" / "long" / "index.html").read_text()
+    assert "of an earlier run: it reads from 00_first, which failed" in index
+
+
+def test_a_profile_edited_while_it_runs_does_not_cost_the_report(project):
+    def edit(line):
+        write_profile(project, "quick", "00_first: {no_such: 1}")
+
+    result = run_profile("quick", say=edit)
+    assert not result.failed and result.index.is_file()
+
+
+def test_what_other_code_of_the_library_made_is_kept_and_told(project, monkeypatch):
+    run_profile("quick")
+    lines = []
+    run_profile("quick", resume=True, say=lines.append)
+    assert all(" kept " in line and "other code" not in line for line in lines)
+    monkeypatch.setattr(pipeline, "_library_digest", lambda: "another")
+    lines.clear()
+    run_profile("quick", resume=True, say=lines.append)
+    assert all(line.endswith("made by other code of the library") for line in lines)
+    record = json.loads((project / "runs" / "quick" / "00_first" / "run.json").read_text())
+    assert {"library", "commit"} <= record.keys()
+
+
 def test_a_notebook_saved_while_it_runs_is_run_again(project, monkeypatch):
     execute = pipeline._execute
 

@@ -190,3 +190,42 @@ def test_a_homography_that_is_nearly_singular_confirms_nothing():
         invert_homographies(invert_homographies(H))
     refined, confirmed = refine_matches(image, image, points0, points1, H)
     assert np.array_equal(refined, points1) and not confirmed.any()
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_match_with_one_end_outside_is_not_confirmed_and_costs_no_other(texture, side):
+    inside = np.array([[0.0, 120.0], [319.0, 60.0], [160.0, 0.0], [100.0, 239.0], [160.0, 120.0]])
+    outside = inside + np.array([[-0.5, 0], [0.5, 0], [0, -0.5], [0, 0.5], [0, 0]])
+    ends = (outside, inside) if side == 0 else (inside, outside)
+    moved, confirmed = refine_matches(texture, texture, *ends, np.eye(3))
+    assert confirmed.tolist() == [False] * 4 + [True]
+    assert np.array_equal(moved[:4], ends[1][:4])
+
+
+def test_a_match_that_begins_outside_the_first_image_is_not_confirmed(texture):
+    shift = np.array([[1, 0, 5.0], [0, 1, 5], [0, 0, 1]])
+    shifted = warp_image(texture, shift, padding="border")
+    first = np.array([[-1.5, 120], [-1, 60], [100, -1.5], [200, -1], [160, 120]])
+    # Displaced so that where it is looked for lies inside, as where it would be found.
+    second = first + 5 + [[2.5, 0], [2, 0], [0, 2.5], [0, 2], [0, 0]]
+    moved, confirmed = refine_matches(texture, shifted, first, second, shift)
+    assert confirmed.tolist() == [False] * 4 + [True]
+    assert np.array_equal(moved[:4], second[:4])
+
+
+def test_by_default_a_match_moves_eight_pixels_at_most(texture):
+    points = np.random.default_rng(0).uniform((60, 60), (260, 180), (200, 2))
+    for shift, share in ((6.0, 0.3), (8.5, 0.0)):
+        far = points + np.array([shift, 0])
+        moved, confirmed = refine_matches(texture, texture, points, far, np.eye(3))
+        home = confirmed & (np.linalg.norm(moved - points, axis=1) < 0.2)
+        assert home.mean() > share or home.mean() == share == 0
+    assert (np.linalg.norm(moved - far, axis=1) <= 8).all()
+
+
+def test_half_the_size_first_finds_what_is_far_off(texture):
+    points = np.random.default_rng(0).uniform((60, 60), (260, 180), (200, 2))
+    moved, confirmed = refine_matches(
+        texture, texture, points, points + np.array([6, 0]), np.eye(3), 11
+    )
+    assert (confirmed & (np.linalg.norm(moved - points, axis=1) < 0.2)).mean() > 0.95

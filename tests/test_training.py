@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from superpoint_lib.checkpoints import load_weights, save_weights
 from superpoint_lib.config import ConfigError, replace, to_dict
@@ -887,6 +889,41 @@ def test_training_on_photographs_lists_what_it_skips(tmp_path):
     assert result.history[-1]["step"] == 2
 
 
+@pytest.mark.parametrize("replaced", ["labels", "init"])
+def test_a_run_of_replaced_labels_or_weights_is_not_taken_for_its_own(tmp_path, replaced):
+    images, labels, init = tmp_path / "images", tmp_path / "labels", tmp_path / "init.safetensors"
+    images.mkdir()
+
+    def label(seed):
+        points = np.random.default_rng(seed).uniform(0, 60, (9, 2)).astype(np.float32)
+        save_labels(labels / "a.npz", points, np.ones(9, np.float32), (60, 80), {})
+
+    def begin(seed):
+        torch.manual_seed(seed)
+        net = SuperPoint(TINY_PAIRS.model_config)
+        save_weights(init, net.state_dict(), to_dict(TINY_PAIRS.model_config), {})
+
+    gray = np.random.default_rng(0).integers(0, 255, (60, 80), np.uint8)
+    cv2.imwrite(str(images / "a.png"), gray)
+    config = replace(
+        TINY_PAIRS, data="photos", images=(str(images),), labels=(str(labels),), init=str(init)
+    )
+    label(0)
+    begin(0)
+    run(config, tmp_path / "run")
+    begin(0)  # the same again
+    run(config, tmp_path / "run")
+    {"labels": label, "init": begin}[replaced](1)
+    with pytest.raises(ConfigError, match=rf"other contents of [^ ]*/{replaced}[^ ]*\. Use"):
+        run(config, tmp_path / "run")
+    again = run(config, tmp_path / "run", resume=False)
+    assert same_weights(again.model, run(config, tmp_path / "fresh").model)
+    # What is gone cannot be other, and a finished run needs it no more.
+    shutil.rmtree(labels)
+    init.unlink()
+    assert same_weights(run(config, tmp_path / "run").model, again.model)
+
+
 @pytest.mark.parametrize("order", ["conv-norm-relu", "conv-relu-norm"])
 def test_released_weights_are_folded_where_possible(tmp_path, order):
     config = replace(TINY_PAIRS, norm_order=order, learning_rate=0.01)
@@ -1058,3 +1095,45 @@ def test_a_start_that_fails_leaves_nothing_to_trip_over(tmp_path):
     with pytest.raises((ConfigError, ValueError, FileNotFoundError)):
         run(replace(TINY, init=str(tmp_path / "missing.safetensors")), tmp_path / "run")
     assert run(TINY, tmp_path / "run").history
+
+
+def test_each_step_is_as_long_as_the_schedule_says(tmp_path):
+    used = []
+    hook = register_optimizer_step_pre_hook(
+        lambda optimizer, *_: used.append([group["lr"] for group in optimizer.param_groups])
+    )
+    try:
+        run(TINY, tmp_path)
+    finally:
+        hook.remove()
+    assert used == [[learning_rate_at(step, TINY)] * 2 for step in range(TINY.steps)]
+
+
+TOGETHER = """
+import sys, torch
+from test_training import TINY_PAIRS
+from superpoint_lib.config import replace
+from superpoint_lib.training import train
+torch.set_num_threads(1)
+config = replace(TINY_PAIRS, norm="none", steps=int(sys.argv[2]), batch_size=4, augment_on="cpu")
+train(config, sys.argv[1], progress=False)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="torchrun with gloo")
+def test_two_processes_train_what_one_does(tmp_path):
+    config = replace(TINY_PAIRS, norm="none", steps=6, batch_size=4, augment_on="cpu")
+    torch.set_num_threads(1)
+    alone = run(config, tmp_path / "alone")
+    (tmp_path / "together.py").write_text(TOGETHER)
+    here = os.path.dirname(__file__)
+    paths = os.pathsep.join([here, os.path.dirname(here)])
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    subprocess.run(
+        [*command, str(tmp_path / "together.py"), str(tmp_path / "together"), "6"],
+        env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        check=True,
+    )
+    together = load_weights(tmp_path / "together" / "weights.safetensors").state_dict
+    for name, value in alone.model.state_dict().items():
+        torch.testing.assert_close(together[name], value, atol=1e-5, rtol=1e-4)

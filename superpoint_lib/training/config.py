@@ -464,6 +464,7 @@ RECIPES: dict[str, TrainConfig] = {
         steps=2000,
         learning_rate=2e-3,
         compile=True,
+        seed=1,  # each of these sees views of its own
     ),
     "full-second": replace(
         _WIDE,
@@ -472,6 +473,7 @@ RECIPES: dict[str, TrainConfig] = {
         repeatability_weight=0.0,
         steps=2400,
         compile=True,
+        seed=2,
     ),
     "full-superpoint": replace(
         _WIDE,
@@ -479,6 +481,7 @@ RECIPES: dict[str, TrainConfig] = {
         labels=("runs/labels-full",),
         steps=5000,
         compile=True,
+        seed=3,
     ),
     "superpoint-open": replace(
         _SOFT,

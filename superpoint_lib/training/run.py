@@ -6,14 +6,16 @@ import csv
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
-from superpoint_lib.checkpoints import load_weights, save_weights
+from superpoint_lib.checkpoints import BUNDLED_NAMES, load_weights, save_weights
 from superpoint_lib.config import ConfigError, to_dict
 from superpoint_lib.paths import atomic_path, write_json
 from superpoint_lib.training.config import TrainConfig
@@ -224,16 +226,21 @@ def steps_done(run_dir: Path, config: TrainConfig) -> int | None:
 def _source_digests(config: TrainConfig) -> dict[str, str]:
     """What a run starts and learns from, the weights and the labels, each by its contents."""
     digests = {}
-    for source in filter(None, (config.init, *config.labels)):
-        path = Path(source)
-        files = sorted(path.rglob("*.npz")) if path.is_dir() else [path] * path.is_file()
-        if files:
-            hashed = hashlib.sha256()
-            for file in files:
-                hashed.update(file.relative_to(path).as_posix().encode())
-                hashed.update(hashlib.sha256(file.read_bytes()).digest())
-            digests[source] = hashed.hexdigest()
+    if config.init and (config.init in BUNDLED_NAMES or Path(config.init).exists()):
+        # Two files of the same weights may differ in their bytes.
+        state = load_weights(config.init).state_dict
+        digests[config.init] = _digest((key, state[key].numpy().tobytes()) for key in sorted(state))
+    for folder in filter(os.path.isdir, config.labels):
+        files = sorted(Path(folder).rglob("*.npz"))
+        digests[folder] = _digest((str(f.relative_to(folder)), f.read_bytes()) for f in files)
     return digests
+
+
+def _digest(named: Iterable[tuple[str, bytes]]) -> str:
+    hashed = hashlib.sha256()
+    for name, content in named:
+        hashed.update(name.encode() + hashlib.sha256(content).digest())
+    return hashed.hexdigest()
 
 
 def _read_record(path: Path) -> dict[str, Any]:
