@@ -233,7 +233,7 @@ class MatchOptions(ExtractorOptions):
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Write a model as an ONNX file, or it or a finished training as a weight file for others."""
+    """Write a model as an ONNX or weight file, or a finished training as a weight file."""
 
     weights: str = "superpoint"
     """A bundled name, the path of a weight file, or, for .safetensors, the folder of a training,
@@ -573,7 +573,7 @@ def _extract_all(options: ExtractOptions, images: Sequence[tuple[Path, Path]]) -
     targets: dict[Path, Path] = {}
     for path, relative in images:
         target = options.output / relative.with_suffix(".npz")
-        if target in targets:
+        if targets.get(target, path) != path:
             raise CommandError(
                 f"{targets[target]} and {path} would both be written to {target}: extract them to "
                 "separate folders"

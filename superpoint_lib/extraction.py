@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -132,7 +133,7 @@ def extract(
 
     Raises:
         ValueError: a shape, size, data type or range that is not as above, non-finite pixels, or a
-            negative setting; the message names it.
+            setting out of range; the message names it.
     """
     images, is_batch = prepare_images(image)
     size = (images.shape[-2], images.shape[-1])
@@ -212,7 +213,7 @@ def extract_from_maps(
         One ``Features`` for each image, on the maps' device.
 
     Raises:
-        ValueError: a negative setting, or sizes that do not belong to the maps.
+        ValueError: a setting out of range, or sizes that do not belong to the maps.
     """
     heatmap = decode_heatmap(maps["logits"])
     sizes = _check_sizes(image_sizes, heatmap)
@@ -255,8 +256,11 @@ def find_keypoints(
         For each heatmap its keypoints (N, 2) in pixels of the heatmap and scores (N,), best first.
 
     Raises:
-        ValueError: a negative setting.
+        ValueError: a negative or fractional setting, or no threshold.
     """
+    _refuse_fractions(max_keypoints=max_keypoints, nms_radius=nms_radius, border=border)
+    if not threshold <= 1:  # which NaN is not, either
+        raise ValueError(f"threshold must be in 0..1, got {threshold}")
     if max_keypoints is not None and max_keypoints < 0:
         raise ValueError(f"max_keypoints must be 0 or more, or None for all, got {max_keypoints}")
     if border < 0:
@@ -481,7 +485,8 @@ def match(
             f"descriptors have different lengths: {descriptors0.shape[1]} in features0, "
             f"{descriptors1.shape[1]} in features1"
         )
-    table = descriptors0 @ descriptors1.T
+    with torch.autocast(descriptors0.device.type, enabled=False):
+        table = descriptors0 @ descriptors1.T
     nearest1, nearest0 = _nearest(table, dim=1), _nearest(table, dim=0)
     index0 = torch.arange(len(table), device=table.device)
     similarity = table[index0, nearest1]
@@ -493,6 +498,12 @@ def match(
     return torch.stack([index0, nearest1], dim=1)[keep], similarity[keep]
 
 
+def _refuse_fractions(**settings: float | None) -> None:
+    for name, value in settings.items():
+        if value is not None and not isinstance(value, numbers.Integral):
+            raise ValueError(f"{name} must be a whole number, got {value!r}")
+
+
 def _array(tensor: Tensor) -> NDArray[Any]:
     return tensor.detach().cpu().numpy()
 
@@ -502,6 +513,11 @@ def prepare_images(image: Tensor | NDArray[Any]) -> tuple[Tensor, bool]:
 
     Takes and refuses what ``extract`` does.
     """
+    if isinstance(image, list | tuple):
+        raise ValueError(
+            "image is a list: extract its pictures one by one, or stack gray ones of one size to "
+            "(B, 1, H, W)"
+        )
     pixels = image if isinstance(image, Tensor) else _tensor(image)
     shape = tuple(pixels.shape)
     if pixels.ndim == 3 and shape[2] == 3:
@@ -513,8 +529,9 @@ def prepare_images(image: Tensor | NDArray[Any]) -> tuple[Tensor, bool]:
         images = _to_unit_range(pixels)
     else:
         raise ValueError(
-            "image must be grayscale (H, W), (1, H, W) or (B, 1, H, W), or RGB (H, W, 3); got "
-            f"shape {shape}"
+            "image must be grayscale (H, W), (1, H, W) or (B, 1, H, W), or RGB (H, W, 3): of "
+            "(3, H, W) take image.permute(1, 2, 0), of RGBA image[..., :3]; got shape "
+            f"{shape}"
         )
     if min(images.shape[-2:]) < MIN_IMAGE_SIZE:
         raise ValueError(
@@ -559,7 +576,10 @@ def _to_unit_range(pixels: Tensor) -> Tensor:
 
 
 def _wrong_type(dtype: Any) -> ValueError:
-    return ValueError(f"image must be uint8 in 0..255 or floating point in [0, 1], got {dtype}")
+    hint = "; divide it by 65535" if str(dtype).endswith("uint16") else ""
+    return ValueError(
+        f"image must be uint8 in 0..255 or floating point in [0, 1], got {dtype}{hint}"
+    )
 
 
 def _check_sizes(sizes: Sequence[tuple[int, int]], heatmap: Tensor) -> list[tuple[int, int]]:

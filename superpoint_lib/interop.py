@@ -231,7 +231,7 @@ def export_onnx(
         The path.
 
     Raises:
-        ValueError: a size that is not a multiple of 8.
+        ValueError: a size that is not a multiple of 8, or a folder in place of a file.
         ImportError: onnx or onnxscript is not installed.
     """
     for name, value in (("height", height), ("width", width)):
@@ -239,6 +239,8 @@ def export_onnx(
             raise ValueError(f"{name} {value} is not a positive multiple of {CELL_SIZE}")
     _need_onnx()
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: name the file to write")
     path.parent.mkdir(parents=True, exist_ok=True)
     model = copy.deepcopy(model).eval()
     # Sizes that are no special case (neither 1 nor equal), so that the exporter keeps them free.

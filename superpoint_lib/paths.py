@@ -157,7 +157,9 @@ def read_gray(path: str | Path) -> np.ndarray:
     except cv2.error as error:
         raise UnreadableImageError(f"cannot read {path} as a picture: {error}") from error
     if image is None:
-        raise UnreadableImageError(f"cannot read {path} as a picture: empty or unknown format")
+        raise UnreadableImageError(
+            f"cannot read {path} as a picture: empty, or a format that OpenCV does not read"
+        )
     return image.astype(np.float32) / 255
 
 

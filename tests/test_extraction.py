@@ -745,6 +745,52 @@ def test_features_are_compared_as_objects_and_not_number_by_number():
     assert len({features, features}) == 1
 
 
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ({"nms_radius": 1.5}, "nms_radius must be a whole number, got 1.5"),
+        ({"max_keypoints": 2.5}, "max_keypoints must be a whole number"),
+        ({"threshold": float("nan")}, r"threshold must be in 0\.\.1, got nan"),
+        ({"threshold": 1.5}, r"threshold must be in 0\.\.1"),
+    ],
+)
+def test_settings_that_mean_nothing_are_named(setting, told):
+    with pytest.raises(ValueError, match=told):
+        extract(superpoint(), uniform(32, 40), **setting)
+    few = extract(superpoint(), uniform(32, 40), np.int64(2), 0.0, np.int32(2))
+    assert len(few) == 2
+
+
+@pytest.mark.parametrize(
+    ("image", "told"),
+    [
+        (2 * uniform(32, 40) - 1, r"\(x \+ 1\) / 2"),
+        (2 * uniform(32, 40), r"values from .* to 1\.9"),
+        ([uniform(32, 40), uniform(16, 40)], "a list: extract its pictures one by one"),
+        (uniform(3, 32, 40), r"permute\(1, 2, 0\)"),
+        (uniform(32, 40, 4), r"RGBA image\[\.\.\., :3\]"),
+        (np.zeros((32, 40), np.uint16), "uint16; divide it by 65535"),
+    ],
+)
+def test_images_of_other_kinds_are_refused_with_what_to_do(image, told):
+    with pytest.raises(ValueError, match=told):
+        extract(superpoint(), image)
+
+
+def test_a_little_beyond_black_and_white_is_an_image():
+    image = 1.2 * uniform(32, 40) - 0.1
+    assert len(extract(superpoint(), image, threshold=0.0)) > 0
+    extract(superpoint(), image.requires_grad_())  # without a warning, which would fail
+
+
+def test_match_computes_in_float32_under_autocast():
+    rows = torch.nn.functional.normalize(uniform(40, 16), dim=1)
+    expected = match(described(rows), described(rows.flip(0)))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = match(described(rows), described(rows.flip(0)))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 # ------------------------------------------------------------------ devices
 
 

@@ -90,7 +90,7 @@ class TrainConfig:
         compile: compile the network and the losses with torch.compile: a minute or so at the start,
             then a GPU needs half the time for a step. On a CPU it does not pay.
         seed: of weights, samples and their order.
-        log_every: steps of a row of the history.
+        log_every: steps between two rows of the history.
         checkpoint_every: steps between checkpoints.
         workers: processes that load data; None: some on a GPU, none on a CPU, where they would
             compete for the cores.

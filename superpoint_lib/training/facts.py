@@ -37,6 +37,8 @@ def machine_name(device: torch.device) -> str:
     """The GPU, or the processor and how many threads of it are in use."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return f"{device.type} of {_processor()}"
     threads = torch.get_num_threads()
     return f"{threads} thread{'s' * (threads > 1)} of {_processor()}"
 
