@@ -1,4 +1,5 @@
 import json
+import pickle
 import time
 from pathlib import Path
 
@@ -700,6 +701,17 @@ def test_settings_are_plain_json(tmp_path):
     save_labels(tmp_path / "a.npz", np.empty((0, 2)), np.empty(0), (8, 8), {"b": 1, "a": [1, 2]})
     with np.load(tmp_path / "a.npz", allow_pickle=False) as file:
         assert json.loads(str(file["settings"])) == {"a": [1, 2], "b": 1}
+
+
+def test_a_dataset_sent_to_another_process_leaves_its_pictures_behind(tmp_path):
+    write_picture(tmp_path / "images" / "a.png", gray(100))
+    points = np.array([[10, 20], [30, 20]], np.float32)
+    save_labels(tmp_path / "labels" / "a.npz", points, np.ones(2, np.float32), (48, 64), {})
+    dataset = PhotoDataset([tmp_path / "images"], [tmp_path / "labels"], 48, 64, views=2)
+    sent = pickle.dumps(dataset)
+    assert len(sent) < 48 * 64  # bytes of the only picture
+    there = pickle.loads(sent)
+    assert all(torch.equal(there[3][key], value) for key, value in dataset[3].items())
 
 
 def test_a_label_of_the_least_score_counts(tmp_path):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -195,6 +195,10 @@ class PhotoDataset(Samples):
                 f"{_join(label_folders)}{example}; make them with homographic adaptation "
                 "(notebook 03)"
             )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the decoded pictures: workers that are not forked would each hold a copy."""
+        return self.__dict__ | {"_cache": {}}
 
     def _find_labels(self, images: Path, labels: Path) -> None:
         if not labels.is_dir():

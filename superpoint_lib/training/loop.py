@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -202,6 +203,8 @@ def _batches(dataset: Samples, config: TrainConfig, fabric: Fabric, start: int) 
         num_workers=workers,
         pin_memory=on_gpu,
         prefetch_factor=4 if workers else None,
+        # Forked workers share the pictures that are in memory already.
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         worker_init_fn=_start_worker,
         generator=torch.Generator(),
     )
