@@ -1137,3 +1137,16 @@ def test_two_processes_train_what_one_does(tmp_path):
     together = load_weights(tmp_path / "together" / "weights.safetensors").state_dict
     for name, value in alone.model.state_dict().items():
         torch.testing.assert_close(together[name], value, atol=1e-5, rtol=1e-4)
+
+
+def test_the_progress_bar_of_a_training_does_not_flood_a_notebook(tmp_path, monkeypatch):
+    bars = []
+
+    class Bar(loop.tqdm):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            bars.append(self)
+
+    monkeypatch.setattr(loop, "tqdm", Bar)
+    train(TINY, tmp_path)
+    assert [bar.mininterval for bar in bars] == [0.5] and bars[0].n == TINY.steps

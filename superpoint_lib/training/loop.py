@@ -113,7 +113,11 @@ def _train_steps(run: Run, dataset: Samples, progress: bool) -> None:
         write_history(run.run_dir / "history.csv", run.history)
     earlier, started = run.seconds, time.perf_counter()
     logged_at, logged_step = started, run.step
-    bar = tqdm(total=config.steps, initial=run.step, disable=not progress, unit="step")
+    # Ten times a second, a minute of a notebook's bar is 2,000 messages. A client that reads none
+    # while a cell runs, such as nbval, loses those beyond, the cell's end among them.
+    bar = tqdm(
+        total=config.steps, initial=run.step, mininterval=0.5, disable=not progress, unit="step"
+    )
 
     with _deferred_interrupt(fabric.world_size == 1) as interrupted, bar:
         for batch in _batches(dataset, config, fabric, run.step):
