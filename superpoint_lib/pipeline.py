@@ -448,6 +448,7 @@ def _run_stage(stage: Stage, run_dir: Path, cell_timeout: int) -> StageReport:
         (stage.output / name).unlink(missing_ok=True)
     # Of the code that runs, not of what the notebook may be saved as in the meantime.
     identity = _identity(stage, run_dir)
+    made_by = {"library": _library_digest(), "commit": commit_name()}
     started = time.monotonic()
     message = _execute(stage, running, cell_timeout)
     seconds = round(time.monotonic() - started, 1)
@@ -461,13 +462,15 @@ def _run_stage(stage: Stage, run_dir: Path, cell_timeout: int) -> StageReport:
         return StageReport(stage.name, "failed", seconds, message=message)
     os.replace(running, run_dir / f"{stage.name}.ipynb")
     failed.unlink(missing_ok=True)
-    record = identity | {
-        "library": _library_digest(),
-        "commit": commit_name(),
-        "seconds": seconds,
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "results": results,
-    }
+    record = (
+        identity
+        | made_by
+        | {
+            "seconds": seconds,
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "results": results,
+        }
+    )
     write_json(stage.output / "run.json", record)
     return StageReport(stage.name, "done", seconds, results)
 
