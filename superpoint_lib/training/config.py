@@ -406,6 +406,26 @@ _NEAR = replace(
     compile=True,
 )
 
+_OPEN = replace(
+    _SOFT,
+    init="runs/magicpoint-synthetic-first.safetensors",
+    images=("data/open", "bundled"),
+    labels=("runs/labels-open/open", "runs/labels-open/training"),
+    steps=2200,
+    learning_rate=1e-3,
+)
+
+_OPEN_SECOND = replace(
+    _DISTANT,
+    init="runs/superpoint-open-first.safetensors",
+    images=_OPEN.images,
+    labels=("runs/labels-open2/open", "runs/labels-open2/training"),
+    photometric=_WIDE.photometric,
+    repeatability_weight=0.0,
+    steps=800,
+    learning_rate=1e-3,
+)
+
 #: Ready configurations. magicpoint-synthetic, magicpoint-adapted, superpoint, superpoint-further,
 #: superpoint-soft, superpoint-agreement, superpoint-turned, superpoint-mixed, superpoint-sharper,
 #: superpoint-repeatable, superpoint-agreed, superpoint-sturdy, superpoint-distant, superpoint-wide
@@ -483,14 +503,8 @@ RECIPES: dict[str, TrainConfig] = {
         compile=True,
         seed=3,
     ),
-    "superpoint-open": replace(
-        _SOFT,
-        init="runs/magicpoint-synthetic-first.safetensors",
-        images=("data/open", "bundled"),
-        labels=("runs/labels-open/open", "runs/labels-open/training"),
-        steps=2200,
-        learning_rate=1e-3,
-    ),
+    "superpoint-open": _OPEN,
+    "superpoint-open-second": _OPEN_SECOND,
     "original-stage1": replace(_ORIGINAL, learning_rate=0.01),
     "original-stage2": replace(
         _ORIGINAL,
