@@ -252,8 +252,15 @@ class ExportOptions:
     """Exponent of the probabilities of a training's detector: above 1, faint keypoints fade."""
     learnt_from: str = ""
     """The training data, in words, for the metadata of a .safetensors file."""
+    max_keypoints: int | None = None
+    """Makes an .onnx file that gives keypoints, scores and descriptors, so many for each image, as
+    superpoint extract does; by default it gives the network's maps."""
+    threshold: float = 0.005
+    """Least score of those keypoints, in [0, 1]."""
+    nms_radius: int = 4
+    """Radius of their non-maximum suppression, in pixels."""
     height: int | None = None
-    """Fixes the height of the images, a multiple of 8; free by default."""
+    """Fixes the height of the images of an .onnx file; free by default."""
     width: int | None = None
     """Fixes the width likewise."""
 
@@ -935,7 +942,7 @@ def _model_and_looks(name: str, others: Iterable[str] = ()) -> tuple[MagicPoint,
 #: By the ending of the file to export, the options that change nothing in it.
 _NOT_FOR = {
     ".onnx": ("stored_as", "blend", "blend_share", "sharpen", "learnt_from"),
-    ".safetensors": ("height", "width"),
+    ".safetensors": ("max_keypoints", "threshold", "nms_radius", "height", "width"),
 }
 
 
@@ -950,14 +957,28 @@ def _export(arguments: Sequence[str]) -> int:
         raise UsageError(f"export: {', '.join(unused)}: not for {options.output.suffix} files")
     if "blend_share" in changed and not options.blend:
         raise UsageError("export: --blend-share: give --blend too, the weights to average with")
+    if options.max_keypoints is None and changed & {"threshold", "nms_radius"}:
+        raise UsageError("export: --threshold and --nms-radius: give --max-keypoints too")
     _check_file("export: --output", options.output)
     if options.output.suffix == ".safetensors":
         print(_export_weights(options))
         return 0
+    from superpoint_lib.checkpoints import load_weights
     from superpoint_lib.interop import export_onnx
 
-    model = _load_model(options.weights, device="cpu")
-    print(export_onnx(model, options.output, options.height, options.width))
+    told = load_weights(options.weights).metadata
+    metadata = {"weights": options.weights, "made_by": f"superpoint_lib {__version__}"}
+    path = export_onnx(
+        _load_model(options.weights, device="cpu"),
+        options.output,
+        options.height,
+        options.width,
+        max_keypoints=options.max_keypoints,
+        threshold=options.threshold,
+        nms_radius=options.nms_radius,
+        metadata=metadata | ({"learnt_from": told["learnt_from"]} if "learnt_from" in told else {}),
+    )
+    print(path)
     return 0
 
 

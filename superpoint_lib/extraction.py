@@ -394,7 +394,7 @@ def soft_argmax(heatmap: Tensor, keypoints: Tensor, window: int = 5) -> Tensor:
         raise ValueError(f"window must be odd and positive, got {window}")
     if heatmap.ndim == 2 and keypoints.ndim == 2:
         return soft_argmax(heatmap[None], keypoints[None], window)[0]
-    if heatmap.ndim != 3 or keypoints.ndim != 3 or len(heatmap) != len(keypoints):
+    if heatmap.ndim != 3 or keypoints.ndim != 3 or heatmap.shape[0] != keypoints.shape[0]:
         raise ValueError(
             "soft_argmax needs (H, W) with (N, 2) or (B, H, W) with (B, K, 2), got "
             f"{tuple(heatmap.shape)} with {tuple(keypoints.shape)}"
@@ -420,30 +420,31 @@ def sample_descriptors(descriptors: Tensor, keypoints: Tensor) -> Tensor:
     Derived in notebook 04.
 
     Args:
-        descriptors: (D, Hc, Wc).
-        keypoints: (N, 2) in pixels of the (8 Hc, 8 Wc) image, N may be 0.
+        descriptors: (D, Hc, Wc), or (B, D, Hc, Wc) with batched keypoints.
+        keypoints: (N, 2), or (B, K, 2), in pixels of the (8 Hc, 8 Wc) image, N or K may be 0.
 
     Returns:
-        (N, D), each row of L2 norm 1, float32 or better.
+        (N, D), or (B, K, D), each row of L2 norm 1, float32 or better.
 
     Raises:
         ValueError: another shape.
     """
-    if descriptors.ndim != 3 or keypoints.ndim != 2 or keypoints.shape[1] != 2:
+    if descriptors.ndim == 3 and keypoints.ndim == 2:
+        return sample_descriptors(descriptors[None], keypoints[None])[0]
+    if descriptors.ndim != 4 or keypoints.ndim != 3 or keypoints.shape[2] != 2:
         raise ValueError(
-            "sample_descriptors needs (D, Hc, Wc) and (N, 2), got "
-            f"{tuple(descriptors.shape)} and {tuple(keypoints.shape)}"
+            "sample_descriptors needs (D, Hc, Wc) with (N, 2) or (B, D, Hc, Wc) with (B, K, 2), "
+            f"got {tuple(descriptors.shape)} with {tuple(keypoints.shape)}"
         )
     precise = descriptors.to(torch.promote_types(descriptors.dtype, torch.float32))
-    if not len(keypoints):
-        return precise.new_zeros((0, len(precise)))
-    cells = precise.new_tensor([descriptors.shape[2], descriptors.shape[1]])
+    if not keypoints.shape[1]:
+        return precise.new_zeros((len(precise), 0, precise.shape[1]))
     # grid_sample without align_corners puts -1 and 1 at the outer edges of the outermost cells.
-    grid = (keypoints.to(precise) + 0.5) / (CELL_SIZE * cells) * 2 - 1
-    sampled = F.grid_sample(
-        precise[None], grid[None, None], padding_mode="border", align_corners=False
-    )
-    return F.normalize(sampled[0, :, 0].T, dim=1)
+    x, y = (2 * keypoints.to(precise) + 1).unbind(-1)
+    rows, columns = descriptors.shape[2:]
+    grid = torch.stack([x / (CELL_SIZE * columns) - 1, y / (CELL_SIZE * rows) - 1], dim=-1)
+    sampled = F.grid_sample(precise, grid[:, None], padding_mode="border", align_corners=False)
+    return F.normalize(sampled[:, :, 0].mT, dim=2)
 
 
 def match(

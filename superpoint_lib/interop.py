@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from superpoint_lib.evaluation.classical import bits_as_signs
-from superpoint_lib.extraction import Features
+from superpoint_lib.exported import FeatureGraph, NetworkGraph
+from superpoint_lib.extraction import MIN_IMAGE_SIZE, Features
 from superpoint_lib.geometry.cells import CELL_SIZE
 from superpoint_lib.paths import atomic_path
 
@@ -189,74 +190,91 @@ def match_kornia(
 # ONNX ---------------------------------------------------------------------------------------------
 
 
-class _TupleOutputs(nn.Module):
-    """The same network with a tuple instead of a dict, which is what ONNX has."""
-
-    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
-        super().__init__()
-        self.model = model
-        self.names = tuple(names)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        maps = self.model(images)
-        return tuple(maps[name] for name in self.names)
-
-
 def export_onnx(
     model: nn.Module,
     path: str | Path,
     height: int | None = None,
     width: int | None = None,
+    *,
+    max_keypoints: int | None = None,
+    threshold: float = 0.005,
+    nms_radius: int = 4,
+    metadata: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write the network as an ONNX file.
+    """Write the network, alone or with all that follows it, as an ONNX file.
 
-    The file holds what ``model(images)`` computes, in evaluation mode: input "images" (B, 1, H, W),
-    and outputs "logits" and, for a SuperPoint, "descriptors". The batch size stays free; so do
-    height and width unless given. What follows the network (softmax, non-maximum suppression,
-    sampling of the descriptors) is a few lines of numpy, or this library::
+    The input "images" (B, 1, H, W) holds gray levels in [0, 1], of any size from 16 px up. Sizes
+    that are not multiples of 8 are padded on the right and bottom by replication, as ``extract``
+    does it. The batch size stays free; so do height and width unless given. Shown in notebook 08.
+
+    With ``max_keypoints`` K the file does what ``extract`` does, in float32: its outputs are
+    "keypoints" (B, K, 2), (x, y) in pixels, "keypoint_scores" (B, K), and, for a SuperPoint,
+    "descriptors" (B, K, D), best first. Scores are 0 where a picture has fewer keypoints::
 
         session = onnxruntime.InferenceSession("superpoint.onnx")
+        keypoints, scores, descriptors = session.run(None, {"images": image[None, None]})
+        found = scores[0] > 0
+
+    Without, it holds what ``model(images)`` computes in evaluation mode: outputs "logits" (B, 65,
+    ceil(H / 8), ceil(W / 8)) and, for a SuperPoint, "descriptors" (B, D, ...). This library does
+    the rest::
+
         logits, descriptors = session.run(None, {"images": image[None, None]})
         maps = {"logits": torch.from_numpy(logits), "descriptors": torch.from_numpy(descriptors)}
-
-    Shown in notebook 08.
+        features = extract_from_maps(maps, [image.shape])
 
     Args:
         model: a SuperPoint or MagicPoint; its mode and device are left as they are.
         path: the file to write; its folder is made.
-        height: fixes the height in pixels, a multiple of 8; None leaves it free.
+        height: fixes the height in pixels; None leaves it free.
         width: likewise.
+        max_keypoints: the best so many of each picture; None for the network alone.
+        threshold: as in ``extract``; for keypoints only, as is the next.
+        nms_radius: as in ``extract``. Of equal scores within it, all are kept.
+        metadata: texts to store in the file, by their names.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: a size that is not a multiple of 8, or a folder in place of a file.
+        ValueError: a size below 16 px, a setting out of range, or a folder in place of a file.
         ImportError: onnx or onnxscript is not installed.
     """
     for name, value in (("height", height), ("width", width)):
-        if value is not None and (value <= 0 or value % CELL_SIZE):
-            raise ValueError(f"{name} {value} is not a positive multiple of {CELL_SIZE}")
+        if value is not None and value < MIN_IMAGE_SIZE:
+            raise ValueError(f"{name} must be at least {MIN_IMAGE_SIZE} px, got {value}")
+    if max_keypoints is not None and max_keypoints < 1:
+        raise ValueError(f"max_keypoints must be at least 1, got {max_keypoints}")
+    if not 0 <= threshold <= 1 or nms_radius < 0:
+        raise ValueError(
+            "threshold must be in 0..1 and nms_radius 0 or more, got threshold "
+            f"{threshold} and nms_radius {nms_radius}"
+        )
     _need_onnx()
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path} is a folder: name the file to write")
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Of weights in channels_last order the exporter cannot prove that any width will do.
     model = copy.deepcopy(model).eval()
+    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     # Sizes that are no special case (neither 1 nor equal), so that the exporter keeps them free.
-    example = next(model.parameters()).new_zeros(
-        (2, 1, height or 5 * CELL_SIZE, width or 7 * CELL_SIZE)
-    )
+    example = next(model.parameters()).new_zeros((2, 1, height or 43, width or 59))
     free: dict[int, Any] = {0: torch.export.Dim("batch")}
     if height is None:
-        free[2] = CELL_SIZE * torch.export.Dim("height_cells")
+        free[2] = torch.export.Dim("height", min=MIN_IMAGE_SIZE)
     if width is None:
-        free[3] = CELL_SIZE * torch.export.Dim("width_cells")
+        free[3] = torch.export.Dim("width", min=MIN_IMAGE_SIZE)
     with torch.inference_mode():
-        names = list(model(example))
+        names = list(model(example[..., :CELL_SIZE, :CELL_SIZE]))
+    network = NetworkGraph(model, names)
+    graph: nn.Module = network
+    if max_keypoints is not None:
+        graph = FeatureGraph(network, max_keypoints, threshold, nms_radius)
+        names = ["keypoints", "keypoint_scores", *names[1:]]
     with _quiet():
         program = torch.onnx.export(
-            _TupleOutputs(model, names),
+            graph,
             (example,),
             input_names=["images"],
             output_names=names,
@@ -265,6 +283,7 @@ def export_onnx(
             verbose=False,
         )
     assert program is not None
+    program.model.metadata_props.update(metadata or {})
     with atomic_path(path) as temporary:
         program.save(str(temporary), external_data=False)
     return path

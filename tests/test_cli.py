@@ -9,11 +9,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from notebook_cells import ROOT, code_cells, read
 
-from superpoint_lib import cli, paths
+from superpoint_lib import __version__, cli, paths
 from superpoint_lib.checkpoints import load_weights
 from superpoint_lib.cli import COMMANDS, main
 from superpoint_lib.config import replace
@@ -409,10 +410,18 @@ def test_labels_without_any_keypoint_are_no_success(project, weights, capsys):
 
 
 def test_export_writes_an_onnx_file(project, weights, capsys):
-    pytest.importorskip("onnxscript")
     arguments = ["export", "--weights", weights["SuperPoint"], "--output", "model.onnx"]
-    assert main(list(map(str, arguments))) == 0
-    assert (project / "model.onnx").stat().st_size > 1000
+    for options, names in (
+        ([], ["logits", "descriptors"]),
+        (["--max-keypoints", 7], ["keypoints", "keypoint_scores", "descriptors"]),
+    ):
+        assert main(list(map(str, [*arguments, *options]))) == 0
+        assert capsys.readouterr().out == "model.onnx\n"
+        session = onnxruntime.InferenceSession(project / "model.onnx")
+        assert [output.name for output in session.get_outputs()] == names
+        told = session.get_modelmeta().custom_metadata_map
+        assert told["weights"] == str(weights["SuperPoint"])
+        assert told["made_by"] == f"superpoint_lib {__version__}"
 
 
 def test_evaluate_writes_a_table_and_files_with_their_command(project, capsys, monkeypatch):
@@ -940,7 +949,9 @@ def test_a_figure_that_fails_leaves_the_earlier_one(project, weights, capsys, mo
         ("x.onnx", ["--sharpen", "2", "--blend", "superpoint"], ["--sharpen", "--blend"]),
         ("x.onnx", ["--stored-as", "int8", "--learnt-from", "x"], ["--stored-as", "--learnt-from"]),
         ("x.onnx", ["--blend-share", "0.3"], ["--blend-share"]),
+        ("x.onnx", ["--threshold", "0.1"], ["--threshold", "--max-keypoints"]),
         ("x.safetensors", ["--height", "240", "--width", "320"], ["--height", "--width"]),
+        ("x.safetensors", ["--max-keypoints", "9"], ["--max-keypoints"]),
         ("x.safetensors", ["--blend-share", "0.3"], ["--blend-share", "--blend"]),
     ],
 )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from torch import nn
 
 from superpoint_lib import interop
-from superpoint_lib.extraction import Features, match
+from superpoint_lib.exported import suppress
+from superpoint_lib.extraction import Features, extract, match, network_maps, nms
 from superpoint_lib.model import MagicPoint, ModelConfig, SuperPoint
 
 SMALL = ModelConfig(channels=(4, 4, 8, 8), head_channels=8, descriptor_dim=16)
@@ -115,24 +117,27 @@ def _moved_statistics(model: nn.Module) -> None:
 @pytest.mark.parametrize(
     ("kind", "size", "allowed"),
     [
-        (SuperPoint, (None, None), [(1, 48, 64), (3, 80, 40)]),
-        (MagicPoint, (48, None), [(2, 48, 64), (1, 48, 40)]),
+        (SuperPoint, (None, None), [(1, 48, 64), (3, 80, 40), (2, 49, 63), (1, 16, 17)]),
+        (MagicPoint, (50, None), [(2, 50, 64), (1, 50, 41)]),
     ],
 )
 def test_onnx_file_computes_what_the_network_does(tmp_path, kind, size, allowed):
-    onnxruntime = pytest.importorskip("onnxruntime")
     torch.manual_seed(0)
     model = kind(SMALL)
     _moved_statistics(model)
     model.train()
-    path = interop.export_onnx(model, tmp_path / "folder" / "net.onnx", *size)
+    path = interop.export_onnx(
+        model, tmp_path / "folder" / "net.onnx", *size, metadata={"weights": "drawn"}
+    )
     assert model.training
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    assert session.get_modelmeta().custom_metadata_map == {"weights": "drawn"}
+    free = [given or name for given, name in zip(size, ("height", "width"), strict=True)]
+    assert session.get_inputs()[0].shape == ["batch", 1, *free]
     model.eval()
     for batch, height, width in allowed:
         images = torch.rand((batch, 1, height, width))
-        with torch.inference_mode():
-            maps = model(images)
+        maps, _ = network_maps(model, images, "float32")
         outputs = session.run(None, {"images": images.numpy()})
         assert [output.name for output in session.get_outputs()] == list(maps)
         for output, expected in zip(outputs, maps.values(), strict=True):
@@ -142,13 +147,79 @@ def test_onnx_file_computes_what_the_network_does(tmp_path, kind, size, allowed)
             session.run(None, {"images": np.zeros((1, 1, 56, 64), np.float32)})
 
 
-def test_export_onnx_refuses_sizes_and_says_what_is_missing(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", [SuperPoint, MagicPoint])
+def test_onnx_file_of_keypoints_gives_what_extract_does(tmp_path, kind):
+    torch.manual_seed(0)
+    model = kind(SMALL).eval()
+    with torch.no_grad():
+        model.detector.output.conv.weight *= 30  # or else all scores would be nearly the same
+    settings = {"max_keypoints": 400, "threshold": 0.02, "nms_radius": 2}
+    path = interop.export_onnx(model, tmp_path / "keypoints.onnx", **settings)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    assert names == ["keypoints", "keypoint_scores", "descriptors"][: len(names)]
+    assert len(names) == (3 if kind is SuperPoint else 2)
+    counts = []
+    for batch, height, width in [(2, 64, 80), (1, 61, 83), (1, 16, 17), (1, 200, 300)]:
+        images = torch.rand((batch, 1, height, width))
+        outputs = session.run(None, {"images": images.numpy()})
+        assert [len(output) for output in outputs] == [batch] * len(names)
+        found = extract(model, images, **settings, precision="float32")
+        for i, expected in enumerate(found):
+            count = len(expected)
+            counts.append(count)
+            assert outputs[1].shape[1] == 400
+            assert (outputs[1][i] > 0).sum() == count
+            # In which order scores come that differ by rounding alone does not matter.
+            distances = np.abs(outputs[0][i, :count, None] - expected.keypoints.numpy()).max(-1)
+            partner = distances.argmin(1)
+            assert sorted(partner) == list(range(count))
+            for name, output in zip(names, outputs, strict=True):
+                values = getattr(expected, name).numpy()
+                np.testing.assert_allclose(output[i, :count], values[partner], atol=1e-3)
+            np.testing.assert_allclose(outputs[1][i, :count], expected.keypoint_scores, atol=1e-5)
+    assert min(counts) < 20
+    assert max(counts) == 400  # neither always full, nor never
+
+
+def test_onnx_file_of_keypoints_finds_none_in_a_flat_picture(tmp_path):
+    path = interop.export_onnx(SuperPoint(SMALL), tmp_path / "a.onnx", max_keypoints=5, threshold=1)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    outputs = session.run(None, {"images": np.zeros((1, 1, 24, 32), np.float32)})
+    assert [output.shape for output in outputs] == [(1, 5, 2), (1, 5), (1, 5, 16)]
+    assert not outputs[1].any()
+    assert all(np.isfinite(output).all() for output in outputs)
+
+
+def test_suppression_in_a_graph_keeps_what_nms_keeps():
+    torch.manual_seed(0)
+    for radius in (0, 1, 4):
+        heatmap = torch.rand(2, 40, 56) ** 4
+        torch.testing.assert_close(
+            suppress(heatmap, radius, 0.3), nms(heatmap, radius, 0.3), rtol=0, atol=0
+        )
+    row = torch.tensor([[[0.5, 0.6, 0.7, 0.6, 0.5, 0.4]]])  # the third suppresses two on each side
+    assert suppress(row, 2, 0.1).nonzero()[:, 2].tolist() == [2, 5]
+    assert suppress(torch.full((1, 1, 2), 0.5), 1, 0.1).count_nonzero() == 2  # nms keeps one
+
+
+def test_export_onnx_refuses_settings_and_says_what_is_missing(tmp_path, monkeypatch):
     model = MagicPoint(SMALL)
-    with pytest.raises(ValueError, match="height 50"):
-        interop.export_onnx(model, tmp_path / "a.onnx", 50, 64)
+    path = tmp_path / "a.onnx"
+    for settings, told in (
+        ({"height": 15}, "height must be at least 16 px, got 15"),
+        ({"max_keypoints": 0}, "max_keypoints must be at least 1"),
+        ({"max_keypoints": 5, "threshold": 1.5}, "threshold 1.5"),
+        ({"max_keypoints": 5, "nms_radius": -1}, "nms_radius -1"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            interop.export_onnx(model, path, **settings)
+    with pytest.raises(ValueError, match="is a folder"):
+        interop.export_onnx(model, tmp_path)
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
     with pytest.raises(ImportError, match="pip install onnx onnxscript"):
-        interop.export_onnx(model, tmp_path / "a.onnx")
+        interop.export_onnx(model, path)
+    assert not path.exists()
 
 
 def _write_video(path, frames: int) -> None:
