@@ -874,9 +874,9 @@ class _Measured(NamedTuple):
 def _measured(name: str, precision: Precision = "float32") -> _Measured:
     """An extractor by the name of an OpenCV method, or by its weights."""
     from superpoint_lib.config import to_dict
+    from superpoint_lib.digests import weights_digest
     from superpoint_lib.evaluation.classical import DETECTORS, EXTRACTORS, classical_extractor
     from superpoint_lib.evaluation.hpatches import random_extractor, superpoint_extractor
-    from superpoint_lib.evaluation.kept import model_digest
     from superpoint_lib.model import SuperPoint, uses_bfloat16
 
     if name == "random":
@@ -885,7 +885,7 @@ def _measured(name: str, precision: Precision = "float32") -> _Measured:
         return _Measured(classical_extractor(name), {"method": name}, name in EXTRACTORS)
     model, looks = _model_and_looks(name, (*EXTRACTORS, *DETECTORS, "random"))
     facts = {
-        "weights": model_digest(model),
+        "weights": weights_digest(model.state_dict()),
         "network": to_dict(model.config),
         "bfloat16": uses_bfloat16(precision, next(model.parameters()).device),
         **looks,

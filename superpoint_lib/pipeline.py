@@ -16,7 +16,6 @@ notebook runs: the record goes when it starts, and is written when it has finish
 from __future__ import annotations
 
 import ast
-import hashlib
 import json
 import logging
 import os
@@ -30,6 +29,7 @@ from typing import Any, Literal
 import nbformat
 
 from superpoint_lib.config import load_yaml
+from superpoint_lib.digests import code_digest, digest
 from superpoint_lib.paths import project_root, runs_dir, write_json
 from superpoint_lib.report import Page, render_page, results_table, write_index
 
@@ -236,7 +236,7 @@ def run_profile(
             message = f"it reads from {', '.join(missing)}"
             report = StageReport(stage.name, "left out", message=message)
         elif record is not None:
-            other = record.get("library") != _library_digest()
+            other = record.get("library") != code_digest()
             note = "made by other code of the library" if other else ""
             report = StageReport(stage.name, "kept", record["seconds"], record["results"], note)
         else:
@@ -448,7 +448,7 @@ def _run_stage(stage: Stage, run_dir: Path, cell_timeout: int) -> StageReport:
         (stage.output / name).unlink(missing_ok=True)
     # Of the code that runs, not of what the notebook may be saved as in the meantime.
     identity = _identity(stage, run_dir)
-    made_by = {"library": _library_digest(), "commit": commit_name()}
+    made_by = {"library": code_digest(), "commit": commit_name()}
     started = time.monotonic()
     message = _execute(stage, running, cell_timeout)
     seconds = round(time.monotonic() - started, 1)
@@ -532,15 +532,9 @@ def _identity(stage: Stage, run_dir: Path) -> dict[str, Any]:
     code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
     return {
         "parameters": dict(stage.parameters),
-        "code": hashlib.sha256(code.encode()).hexdigest(),
+        "code": digest([code.encode()]),
         "inputs": {name: (_record(run_dir / name) or {}).get("finished") for name in stage.inputs},
     }
-
-
-def _library_digest() -> str:
-    """Names the code of the library by all its lines, which notebooks run besides their own."""
-    code = sorted(Path(__file__).parent.rglob("*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in code)).hexdigest()
 
 
 def _is_finished(output: Path) -> bool:

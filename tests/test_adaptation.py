@@ -396,7 +396,7 @@ def test_export_writes_a_label_file_for_each_picture(config, images):
         # The pixel itself is among the nine that are added up.
         assert labels.probabilities is not None and (labels.probabilities <= 1).all()
         assert (labels.probabilities >= labels.keypoint_scores - 1e-6).all()
-        assert labels.settings["warps"] == 3 and len(labels.settings["weights_sha256"]) == 16
+        assert labels.settings["warps"] == 3 and len(labels.settings["weights"]) == 16
     dataset = PhotoDataset([images], [output], HEIGHT, WIDTH)
     assert len(dataset.pictures) == 3 and not dataset.skipped
     assert (dataset[0]["labels0"] < 64).any()
@@ -433,7 +433,7 @@ def test_labels_made_with_other_settings_are_refused(config, weights):
         export_labels(replace(config, warps=4, threshold=0.5), progress=False)
     retrained = ModelConfig(norm="none", channels=(4, 4, 8, 8), head_channels=8)
     save_weights(weights, MagicPoint(retrained).state_dict(), to_dict(retrained), {})
-    with pytest.raises(ValueError, match="weights_sha256"):
+    with pytest.raises(ValueError, match="weights"):
         export_labels(config, progress=False)
 
 

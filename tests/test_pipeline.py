@@ -245,7 +245,7 @@ def test_what_other_code_of_the_library_made_is_kept_and_told(project, monkeypat
     lines = []
     run_profile("quick", resume=True, say=lines.append)
     assert all(" kept " in line and "other code" not in line for line in lines)
-    monkeypatch.setattr(pipeline, "_library_digest", lambda: "another")
+    monkeypatch.setattr(pipeline, "code_digest", lambda: "another")
     lines.clear()
     run_profile("quick", resume=True, say=lines.append)
     assert all(line.endswith("made by other code of the library") for line in lines)

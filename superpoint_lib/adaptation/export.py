@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -27,6 +26,7 @@ from superpoint_lib.adaptation.heatmaps import (
 from superpoint_lib.adaptation.settings import AdaptConfig
 from superpoint_lib.config import to_dict
 from superpoint_lib.datasets import label_folders, load_labels, read_label_image, save_labels
+from superpoint_lib.digests import weights_digest
 from superpoint_lib.geometry.cells import CELL_SIZE
 from superpoint_lib.memory import keep_freed_memory
 from superpoint_lib.model import MagicPoint, fold_batch_norm
@@ -107,11 +107,7 @@ def _list_jobs(config: AdaptConfig) -> tuple[list[_Job], list[tuple[Path, str]]]
 
 def _settings(config: AdaptConfig, model: nn.Module) -> dict[str, object]:
     """What is written into each label file: the settings that decide it, and which weights."""
-    digest = hashlib.sha256()
-    for name, values in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(values.detach().cpu().contiguous().numpy().tobytes())
-    return _plain_settings(config) | {"weights_sha256": digest.hexdigest()[:16]}
+    return _plain_settings(config) | {"weights": weights_digest(model.state_dict())}
 
 
 def _plain_settings(config: AdaptConfig) -> dict[str, object]:

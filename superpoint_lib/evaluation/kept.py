@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import json
 import shutil
 import time
@@ -23,14 +22,15 @@ import cv2
 import numpy as np
 import torch
 
+from superpoint_lib.digests import code_digest, digest
 from superpoint_lib.evaluation.results import Record
 
-_PACKAGE = Path(__file__).resolve().parents[1]
 _A_MONTH = 30 * 24 * 3600.0  # in seconds
 # What an evaluation computes comes from none of these; what cli chooses is part of the identity.
 _NOT_BELOW = (
     "adaptation",
     "cli",
+    "exported",
     "interop",
     "pipeline",
     "plotting",
@@ -55,7 +55,7 @@ class KeptRecords:
     """
 
     def __init__(self, folder: str | Path, identity: Mapping[str, Any]) -> None:
-        code = Path(folder) / code_digest()
+        code = Path(folder) / measuring_code()
         _forget_old(code.parent, code)
         everything = json.dumps([identity, _versions()], sort_keys=True)
         self._path = code / f"{digest([everything.encode()])}.jsonl"
@@ -89,6 +89,12 @@ class KeptRecords:
             warnings.warn(f"records cannot be kept in {self._path}: {error}", stacklevel=3)
 
 
+@functools.cache
+def measuring_code() -> str:
+    """Name the code that an evaluation may run, as it was when first asked for."""
+    return code_digest(_NOT_BELOW)
+
+
 def sequence_digest(paths: Iterable[Path], homographies: np.ndarray) -> str:
     """Name a sequence by the name of its folder, the bytes of its images and its homographies.
 
@@ -101,35 +107,6 @@ def sequence_digest(paths: Iterable[Path], homographies: np.ndarray) -> str:
     """
     images = [part for path in paths for part in (path.parent.name.encode(), path.read_bytes())]
     return digest([*images, np.ascontiguousarray(homographies).tobytes()])
-
-
-def model_digest(model: torch.nn.Module) -> str:
-    """Name a network by the names and numbers of its weights."""
-    state = model.state_dict()
-    return digest(
-        part
-        for name, tensor in sorted(state.items())
-        for part in (name.encode(), tensor.detach().cpu().double().numpy().tobytes())
-    )
-
-
-@functools.cache
-def code_digest() -> str:
-    """Name the code of this library that an evaluation may run by all its lines."""
-    return digest(
-        path.read_bytes()
-        for path in sorted(_PACKAGE.rglob("*.py"))
-        if path.relative_to(_PACKAGE).with_suffix("").parts[0] not in _NOT_BELOW
-    )
-
-
-def digest(parts: Iterable[bytes]) -> str:
-    """Sixteen hexadecimal digits that no other parts have, nor the same ones divided otherwise."""
-    hashed = hashlib.sha256()
-    for part in parts:
-        hashed.update(len(part).to_bytes(8, "big"))
-        hashed.update(part)
-    return hashed.hexdigest()[:16]
 
 
 def _versions() -> list[str]:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,6 +15,7 @@ from torch import Tensor
 
 from superpoint_lib.checkpoints import BUNDLED_NAMES, load_weights, save_weights
 from superpoint_lib.config import ConfigError, to_dict
+from superpoint_lib.digests import digest, weights_digest
 from superpoint_lib.paths import atomic_path, write_json
 from superpoint_lib.training.config import TrainConfig
 from superpoint_lib.training.facts import commit_name
@@ -229,18 +228,15 @@ def _source_digests(config: TrainConfig) -> dict[str, str]:
     if config.init and (config.init in BUNDLED_NAMES or Path(config.init).exists()):
         # Two files of the same weights may differ in their bytes.
         state = load_weights(config.init).state_dict
-        digests[config.init] = _digest((key, state[key].numpy().tobytes()) for key in sorted(state))
+        digests[config.init] = weights_digest(state)
     for folder in filter(os.path.isdir, config.labels):
         files = sorted(Path(folder).rglob("*.npz"))
-        digests[folder] = _digest((str(f.relative_to(folder)), f.read_bytes()) for f in files)
+        digests[folder] = digest(
+            part
+            for file in files
+            for part in (str(file.relative_to(folder)).encode(), file.read_bytes())
+        )
     return digests
-
-
-def _digest(named: Iterable[tuple[str, bytes]]) -> str:
-    hashed = hashlib.sha256()
-    for name, content in named:
-        hashed.update(name.encode() + hashlib.sha256(content).digest())
-    return hashed.hexdigest()
 
 
 def _read_record(path: Path) -> dict[str, Any]:
