@@ -422,8 +422,8 @@ _OPEN_SECOND = replace(
     labels=("runs/labels-open2/open", "runs/labels-open2/training"),
     photometric=_WIDE.photometric,
     repeatability_weight=0.0,
-    steps=800,
-    learning_rate=1e-3,
+    steps=1500,
+    learning_rate=3e-4,
 )
 
 #: Ready configurations. magicpoint-synthetic, magicpoint-adapted, superpoint, superpoint-further,
