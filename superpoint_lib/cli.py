@@ -254,7 +254,8 @@ class ExportOptions:
     """The training data, in words, for the metadata of a .safetensors file."""
     max_keypoints: int | None = None
     """Makes an .onnx file that gives keypoints, scores and descriptors, so many for each image, as
-    superpoint extract does; by default it gives the network's maps."""
+    superpoint extract --precision float32 --longest 0 does; by default it gives the network's
+    maps."""
     threshold: float = 0.005
     """Least score of those keypoints, in [0, 1]."""
     nms_radius: int = 4

@@ -101,7 +101,7 @@ def suppress(heatmap: Tensor, radius: int, threshold: float) -> Tensor:
     scores = torch.where(heatmap > threshold, heatmap, 0)[:, None]
 
     def is_undecided(kept: Tensor, undecided: Tensor) -> Tensor:
-        return (undecided > 0).any()
+        return (undecided > 0).sum() > 0  # ONNX Runtime takes any() of an empty batch for true
 
     def take_best(kept: Tensor, undecided: Tensor) -> tuple[Tensor, Tensor]:
         is_best = (undecided == _window_max(undecided, radius)) & (undecided > 0)

@@ -258,7 +258,7 @@ def find_keypoints(
     Raises:
         ValueError: a negative or fractional setting, or no threshold.
     """
-    _refuse_fractions(max_keypoints=max_keypoints, nms_radius=nms_radius, border=border)
+    refuse_fractions(max_keypoints=max_keypoints, nms_radius=nms_radius, border=border)
     if not threshold <= 1:  # which NaN is not, either
         raise ValueError(f"threshold must be in 0..1, got {threshold}")
     if max_keypoints is not None and max_keypoints < 0:
@@ -399,6 +399,7 @@ def soft_argmax(heatmap: Tensor, keypoints: Tensor, window: int = 5) -> Tensor:
             "soft_argmax needs (H, W) with (N, 2) or (B, H, W) with (B, K, 2), got "
             f"{tuple(heatmap.shape)} with {tuple(keypoints.shape)}"
         )
+    heatmap = heatmap.to(torch.promote_types(heatmap.dtype, torch.float32))
     height, width = heatmap.shape[1:]
     steps = torch.arange(window, device=heatmap.device) - window // 2
     dy, dx = (grid.flatten() for grid in torch.meshgrid(steps, steps, indexing="ij"))
@@ -496,10 +497,12 @@ def match(
         keep &= _passes_ratio(table, ratio) & _passes_ratio(table.T, ratio)[nearest1]
     if min_similarity is not None:
         keep &= similarity >= min_similarity
-    return torch.stack([index0, nearest1], dim=1)[keep], similarity[keep]
+    # Rounding takes the product of equal descriptors above 1, where a distance would be NaN.
+    return torch.stack([index0, nearest1], dim=1)[keep], similarity[keep].clamp(-1, 1)
 
 
-def _refuse_fractions(**settings: float | None) -> None:
+def refuse_fractions(**settings: float | None) -> None:
+    """Raise ValueError, naming it, for a setting that is neither a whole number nor None."""
     for name, value in settings.items():
         if value is not None and not isinstance(value, numbers.Integral):
             raise ValueError(f"{name} must be a whole number, got {value!r}")
@@ -522,7 +525,9 @@ def prepare_images(image: Tensor | NDArray[Any]) -> tuple[Tensor, bool]:
     pixels = image if isinstance(image, Tensor) else _tensor(image)
     shape = tuple(pixels.shape)
     if pixels.ndim == 3 and shape[2] == 3:
-        pixels = _to_unit_range(pixels) @ pixels.new_tensor(_RGB_WEIGHTS, dtype=torch.float32)
+        weights = pixels.new_tensor(_RGB_WEIGHTS, dtype=torch.float32)
+        # Not a matrix product, which a caller's autocast would compute in bfloat16.
+        pixels = (_to_unit_range(pixels) * weights).sum(-1)
         images = pixels[None, None]
     elif pixels.ndim == 2 or (pixels.ndim == 3 and shape[0] == 1):
         images = _to_unit_range(pixels).reshape(1, 1, *shape[-2:])

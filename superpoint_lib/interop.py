@@ -21,13 +21,15 @@ from torch import Tensor, nn
 
 from superpoint_lib.evaluation.classical import bits_as_signs
 from superpoint_lib.exported import FeatureGraph, NetworkGraph
-from superpoint_lib.extraction import MIN_IMAGE_SIZE, Features
+from superpoint_lib.extraction import MIN_IMAGE_SIZE, Features, refuse_fractions
 from superpoint_lib.geometry.cells import CELL_SIZE
 from superpoint_lib.paths import atomic_path
 
 KEYPOINT_SIZE = float(CELL_SIZE)
 """Size in pixels that a keypoint is given where another library asks for one: a cell's side. Of
 OpenCV's keypoints it is the diameter, of kornia's frames the radius."""
+
+_FIRST_WITH_LOOPS = (2, 11)  # PyTorch whose ONNX exporter translates while_loop
 
 KorniaMatching = Literal["nn", "mnn", "snn", "smnn"]
 
@@ -80,6 +82,8 @@ def from_opencv_keypoints(
     scores = np.array([keypoint.response for keypoint in keypoints], np.float32)
     order = np.argsort(-scores, kind="stable")
     rows = None
+    if descriptors is None and not len(points):
+        descriptors = np.zeros((0, 0), np.float32)  # OpenCV gives None where it finds nothing
     if descriptors is not None:
         if len(descriptors) != len(points):
             raise ValueError(f"{len(points)} keypoints but {len(descriptors)} descriptors")
@@ -238,8 +242,10 @@ def export_onnx(
 
     Raises:
         ValueError: a size below 16 px, a setting out of range, or a folder in place of a file.
-        ImportError: onnx or onnxscript is not installed.
+        ImportError: onnx or onnxscript is not installed, or PyTorch is older than 2.11, which
+            ``max_keypoints`` needs.
     """
+    refuse_fractions(height=height, width=width, max_keypoints=max_keypoints, nms_radius=nms_radius)
     for name, value in (("height", height), ("width", width)):
         if value is not None and value < MIN_IMAGE_SIZE:
             raise ValueError(f"{name} must be at least {MIN_IMAGE_SIZE} px, got {value}")
@@ -251,12 +257,17 @@ def export_onnx(
             f"{threshold} and nms_radius {nms_radius}"
         )
     _need_onnx()
+    if max_keypoints is not None and _torch_version() < _FIRST_WITH_LOOPS:
+        raise ImportError(
+            "max_keypoints needs PyTorch 2.11 or newer, whose exporter knows loops; this is "
+            f"{torch.__version__}"
+        )
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path} is a folder: name the file to write")
     path.parent.mkdir(parents=True, exist_ok=True)
     # Of weights in channels_last order the exporter cannot prove that any width will do.
-    model = copy.deepcopy(model).eval()
+    model = copy.deepcopy(model).eval().float()
     model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     # Sizes that are no special case (neither 1 nor equal), so that the exporter keeps them free.
     example = next(model.parameters()).new_zeros((2, 1, height or 43, width or 59))
@@ -287,6 +298,10 @@ def export_onnx(
     with atomic_path(path) as temporary:
         program.save(str(temporary), external_data=False)
     return path
+
+
+def _torch_version() -> tuple[int, ...]:
+    return tuple(int(part) for part in torch.__version__.split(".")[:2])
 
 
 def _need_onnx() -> None:

@@ -34,6 +34,7 @@ from superpoint_lib.extraction import (
     find_keypoints,
     network_maps,
     prepare_images,
+    refuse_fractions,
     sample_descriptors,
 )
 from superpoint_lib.model import Precision
@@ -101,6 +102,7 @@ def extract_multiscale(
     images, is_batch = prepare_images(image)
     size = (images.shape[-2], images.shape[-1])
     levels = (1.0, *pyramid)
+    refuse_fractions(max_keypoints=max_keypoints, nms_radius=nms_radius, border=border)
     # Rounded to pixels of a smaller picture, -1 may become 0.
     if min(nms_radius, border) < 0:
         raise ValueError(f"nms_radius and border must be 0 or more, got {nms_radius} and {border}")

@@ -121,14 +121,15 @@ def _images_in(folder: Path, recursive: bool) -> Iterator[Path]:
         )
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is not a folder of pictures")
-    seen: set[Path] = set()
     for parent, names, files in os.walk(folder, followlinks=True):
+        here = Path(parent).resolve()
         # A link that leads back up would be walked for ever.
-        seen.add(Path(parent).resolve())
         names[:] = [
             name
             for name in names
-            if recursive and name[0] != "." and (Path(parent) / name).resolve() not in seen
+            if recursive
+            and name[0] != "."
+            and (Path(parent) / name).resolve() not in (here, *here.parents)
         ]
         for name in files:
             if name[0] != "." and Path(name).suffix.lower() in IMAGE_EXTENSIONS:

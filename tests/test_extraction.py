@@ -25,6 +25,7 @@ from superpoint_lib.extraction import (
     extract_from_maps,
     match,
     nms,
+    prepare_images,
     sample_descriptors,
     soft_argmax,
 )
@@ -214,6 +215,13 @@ def test_soft_argmax_stays_inside_at_the_frame():
     assert refined.tolist() == [[1.0, 1.0], [5.0, 1.0], [1.0, 4.0], [5.0, 4.0]]
 
 
+def test_soft_argmax_counts_pixels_exactly_whatever_the_type():
+    heatmap = torch.zeros(8, 5001, dtype=torch.bfloat16)  # whose integers end at 256
+    heatmap[4, 5000] = 1
+    corner = torch.tensor([[5000.0, 4.0]])
+    assert torch.equal(soft_argmax(heatmap, corner), corner)
+
+
 def test_soft_argmax_batch_and_empty():
     heatmaps, keypoints = uniform(2, 16, 16), (uniform(2, 5, 2, seed=1) * 15).round()
     together = soft_argmax(heatmaps, keypoints)
@@ -374,6 +382,9 @@ def test_colours_are_rgb():
     gray = (rgb @ np.array([0.299, 0.587, 0.114])) / 255
     same(extract(model, rgb), extract(model, gray), atol=1e-4)
     same(extract(model, torch.from_numpy(rgb)), extract(model, gray), atol=1e-4)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, _ = prepare_images(rgb)
+    torch.testing.assert_close(found[0, 0].double(), torch.from_numpy(gray), atol=1e-6, rtol=0)
     bgr = extract(model, np.ascontiguousarray(rgb[..., ::-1]))
     assert not torch.equal(bgr.keypoint_scores, extract(model, rgb).keypoint_scores)
 
@@ -781,6 +792,15 @@ def test_a_little_beyond_black_and_white_is_an_image():
     image = 1.2 * uniform(32, 40) - 0.1
     assert len(extract(superpoint(), image, threshold=0.0)) > 0
     extract(superpoint(), image.requires_grad_())  # without a warning, which would fail
+
+
+def test_similarity_never_leaves_its_range():
+    rows = torch.nn.functional.normalize(uniform(400, 256) - 0.5, dim=1)
+    assert (rows @ rows.T).max() > 1  # by rounding
+    for sign in (1, -1):
+        _, similarity = match(described(rows), described(sign * rows[:1]))
+        assert similarity.abs().max() <= 1
+    assert (2 - 2 * match(described(rows), described(rows))[1]).sqrt().isfinite().all()
 
 
 def test_match_computes_in_float32_under_autocast():

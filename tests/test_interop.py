@@ -55,6 +55,12 @@ def test_from_opencv_keypoints_sorts_and_normalises():
         interop.from_opencv_keypoints(keypoints, descriptors[:2])
 
 
+def test_a_blank_picture_matches_nothing():
+    blank = np.zeros((64, 64), np.uint8)
+    nothing = interop.from_opencv_keypoints(*cv2.SIFT.create().detectAndCompute(blank, None))
+    assert len(match(nothing, features_of(5))[0]) == len(match(features_of(5), nothing)[0]) == 0
+
+
 def test_nothing_stays_nothing():
     empty = features_of(0)
     assert interop.to_opencv_keypoints(empty) == []
@@ -180,10 +186,13 @@ def test_onnx_file_of_keypoints_gives_what_extract_does(tmp_path, kind):
             np.testing.assert_allclose(outputs[1][i, :count], expected.keypoint_scores, atol=1e-5)
     assert min(counts) < 20
     assert max(counts) == 400  # neither always full, nor never
+    empty = session.run(None, {"images": np.zeros((0, 1, 32, 40), np.float32)})
+    assert [len(output) for output in empty] == [0] * len(names)
 
 
 def test_onnx_file_of_keypoints_finds_none_in_a_flat_picture(tmp_path):
-    path = interop.export_onnx(SuperPoint(SMALL), tmp_path / "a.onnx", max_keypoints=5, threshold=1)
+    model = SuperPoint(SMALL).bfloat16()  # which ONNX Runtime does not compute in
+    path = interop.export_onnx(model, tmp_path / "a.onnx", max_keypoints=5, threshold=1)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     outputs = session.run(None, {"images": np.zeros((1, 1, 24, 32), np.float32)})
     assert [output.shape for output in outputs] == [(1, 5, 2), (1, 5), (1, 5, 16)]
@@ -211,11 +220,17 @@ def test_export_onnx_refuses_settings_and_says_what_is_missing(tmp_path, monkeyp
         ({"max_keypoints": 0}, "max_keypoints must be at least 1"),
         ({"max_keypoints": 5, "threshold": 1.5}, "threshold 1.5"),
         ({"max_keypoints": 5, "nms_radius": -1}, "nms_radius -1"),
+        ({"max_keypoints": 5, "nms_radius": 1.5}, "nms_radius must be a whole number"),
+        ({"max_keypoints": 5.0}, "max_keypoints must be a whole number"),
+        ({"width": 64.0}, "width must be a whole number"),
     ):
         with pytest.raises(ValueError, match=told):
             interop.export_onnx(model, path, **settings)
     with pytest.raises(ValueError, match="is a folder"):
         interop.export_onnx(model, tmp_path)
+    monkeypatch.setattr(torch, "__version__", "2.10.1+cpu")
+    with pytest.raises(ImportError, match=r"PyTorch 2\.11 or newer.* this is 2\.10\.1"):
+        interop.export_onnx(model, path, max_keypoints=5)
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
     with pytest.raises(ImportError, match="pip install onnx onnxscript"):
         interop.export_onnx(model, path)

@@ -187,6 +187,9 @@ def test_a_detector_alone_gives_no_descriptors_and_a_batch_a_list(photo):
 def test_negative_settings_are_refused_though_they_round_to_none(model, photo, setting):
     with pytest.raises(ValueError, match="must be 0 or more"):
         extract_multiscale(model, photo, (0.4,), **setting)
+    fraction = {name: 1.5 for name in setting}
+    with pytest.raises(ValueError, match="must be a whole number"):
+        extract_multiscale(model, photo, (0.4,), **fraction)
 
 
 @pytest.mark.parametrize("scales", [(), (0.0,), (-1.0, 1.0), (0.05,), (np.inf,), (1.0, np.nan)])

@@ -71,6 +71,10 @@ def test_list_images_follows_links_once(tmp_path):
     (tmp_path / "data" / "loop").symlink_to(tmp_path / "data")
     names = [p.relative_to(tmp_path).as_posix() for p in list_images(tmp_path / "data")]
     assert names == ["data/link/x.png", "data/y.png"]
+    (tmp_path / "data" / "a").symlink_to(tmp_path / "data" / "z")  # before and after what it is
+    touch(tmp_path, "data/z/1.png")
+    names = [p.relative_to(tmp_path).as_posix() for p in list_images(tmp_path / "data")]
+    assert names == ["data/a/1.png", "data/link/x.png", "data/y.png", "data/z/1.png"]
 
 
 def test_a_missing_folder_says_how_to_supply_it(tmp_path):
