@@ -347,6 +347,22 @@ def test_agreement_loss_by_hand():
     assert agreement_loss(logits0, at_17, labels0, larger).item() == pytest.approx(expected)
 
 
+def test_agreement_loss_leaves_out_what_lies_too_far_apart():
+    logits0 = two_pixels(4, 3, 4).repeat(2, 1, 1, 1)
+    labels0 = torch.tensor([[[64, 2, 64, 64]]]).repeat(2, 1, 1)
+    near, far = two_pixels(4, 4).roll(1, 3), two_pixels(4, 8 + 5).roll(1, 3)
+    view1 = torch.cat((near, far))  # off by (0.5, 0) and by (1.5, 1), which is 1.803 px
+    shifts = SHIFT.repeat(2, 1, 1)
+    of_near, of_far = 0.5**2 / 2, (1.5 - 0.5) + (1 - 0.5)
+    for within, expected in (
+        (math.inf, of_near + of_far),
+        (1.81, of_near + of_far),
+        (1.8, of_near),
+    ):
+        loss = agreement_loss(logits0, view1, labels0, shifts, within=within).item()
+        assert loss == pytest.approx(expected / 2)
+
+
 @pytest.mark.parametrize(("column", "expected"), [(5, 0.5), (6, 0.0)])
 def test_agreement_loss_looks_three_pixels_far(column, expected):
     # A row further down in view 1; the label says column 2.

@@ -261,6 +261,10 @@ def test_the_agreement_of_both_views_adds_to_the_loss():
     assert expected > 0
     torch.testing.assert_close(losses["agreement"], expected)
     torch.testing.assert_close(losses["loss"], losses["detector"] + 0.5 * expected)
+    near = pair_step(net, batch, replace(config, agreement_within=1.5))["agreement"]
+    some = agreement_loss(*logits, batch["labels0"], batch["H_0to1"], batch["valid1"], within=1.5)
+    assert 0 < some < expected
+    torch.testing.assert_close(near, some)
     with pytest.raises(ConfigError, match="agreement_weight: needs views 2"):
         replace(TINY, agreement_weight=0.5)
 

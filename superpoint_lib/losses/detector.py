@@ -103,6 +103,7 @@ def agreement_loss(
     threshold: float = 0.015,
     reach: int = 3,
     window: int = 5,
+    within: float = math.inf,
 ) -> Tensor:
     """How far the keypoints of two views lie apart, as extraction finds and refines them.
 
@@ -110,6 +111,9 @@ def agreement_loss(
     view 1 near where the first lands; the loss is Huber's of their distances in x and y, as there.
     Labels only say where to look: a keypoint may lie elsewhere, as long as both views agree. Alone,
     this asks for nothing but flat heatmaps or constant ones, so it goes beside `detector_loss`.
+
+    What is found near there in view 1 may be a neighbour, the more often the smaller view 1 shows
+    things. No small move makes two different keypoints one; ``within`` leaves such pairs out.
 
     Args:
         logits0: (B, 65, Hc, Wc) of view 0.
@@ -120,6 +124,8 @@ def agreement_loss(
         threshold: least probability of the highest pixel near a label, in both views, exclusive.
         reach: how far the highest pixel is looked for, in pixels along x and y.
         window: side of the window in pixels, odd; pixels outside the image do not count.
+        within: keypoints farther apart than so many pixels of view 1 are taken for two different
+            ones and do not count.
 
     Returns:
         Scalar, >= 0: mean over the labels that count in an image, then over images.
@@ -139,6 +145,7 @@ def agreement_loss(
         # Points at infinity are replaced: times a weight of 0 they would still be infinite.
         moved = torch.where(inside[:, None], moved, pixel.to(moved))
         losses = F.huber_loss(found1, moved, reduction="none").sum(1)
+        counted = counted & ((found1 - moved).detach().norm(dim=1) <= within)
         weights = counted.to(losses.dtype)
         return image_mean((losses * weights).sum(1), weights.sum(1), "image")
 

@@ -54,6 +54,8 @@ class TrainConfig:
             it out.
         agreement_weight: of the loss of their agreement between both views
             (``losses.agreement_loss``); 0 leaves it out.
+        agreement_within: keypoints of both views that lie farther apart, in pixels, are not asked
+            to agree; 0 asks all.
         repeatability_weight: of the loss of what the other view does not find again
             (``losses.repeatability_loss``); 0 leaves it out.
         repeatability_reach: how far away it may be found, in pixels along x and y.
@@ -128,6 +130,7 @@ class TrainConfig:
     detector_weight: float = 1.0
     position_weight: float = 0.0
     agreement_weight: float = 0.0
+    agreement_within: float = 0.0
     repeatability_weight: float = 0.0
     repeatability_reach: int = 2
     label_threshold: float = 0.0
@@ -189,6 +192,7 @@ class TrainConfig:
             "detector_weight",
             "position_weight",
             "agreement_weight",
+            "agreement_within",
             "repeatability_weight",
             "descriptor_weight",
             "freeze_norm_after",

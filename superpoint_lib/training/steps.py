@@ -51,7 +51,12 @@ def losses_of_maps(
     losses = {name: views[0][name] + views[1][name] for name in views[0]}
     if config.agreement_weight:
         agreement = agreement_loss(
-            maps0["logits"], maps1["logits"], batch["labels0"], batch["H_0to1"], batch["valid1"]
+            maps0["logits"],
+            maps1["logits"],
+            batch["labels0"],
+            batch["H_0to1"],
+            batch["valid1"],
+            within=config.agreement_within or math.inf,
         )
         losses = _add(losses, "agreement", agreement, config.agreement_weight)
     if config.repeatability_weight:
