@@ -170,7 +170,8 @@ class ExtractorOptions:
     """What the network computes in; auto: bfloat16 where the device has it, else float32."""
     longest: int = 1600
     """Reduce images whose longer side has more pixels to that many: time and memory grow with the
-    area. What is written stays in pixels of the file. 0: never."""
+    area. What is written stays in pixels of the file, turned upright as its orientation tag says.
+    0: never."""
     scales: tuple[float, ...] = (1.0,)
     """Look at each image at these scales and keep what they agree on: 1 1.5 places keypoints
     better, in three times the time."""
@@ -230,6 +231,13 @@ class MatchOptions(ExtractorOptions):
     """A .csv to write besides: x0, y0, x1, y1 in pixels of the files, and the similarity of every
     match."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ratio is not None and not 0 < self.ratio <= 1:
+            raise ValueError(f"--ratio must be above 0 and at most 1, got {self.ratio}")
+        if self.min_similarity is not None and not -1 <= self.min_similarity <= 1:
+            raise ValueError(f"--min-similarity must be in -1..1, got {self.min_similarity}")
+
 
 @dataclass(frozen=True)
 class ExportOptions:
@@ -254,8 +262,8 @@ class ExportOptions:
     """The training data, in words, for the metadata of a .safetensors file."""
     max_keypoints: int | None = None
     """Makes an .onnx file that gives keypoints, scores and descriptors, so many for each image, as
-    superpoint extract --precision float32 --longest 0 does; by default it gives the network's
-    maps."""
+    superpoint extract --precision float32 --longest 0 does: reduce large images before. By default
+    it gives the network's maps."""
     threshold: float = 0.005
     """Least score of those keypoints, in [0, 1]."""
     nms_radius: int = 4
@@ -272,6 +280,9 @@ class DataOptions:
 
     action: Positional[Literal["check", "fetch"]] = "check"
     """check: look at what is there. fetch: say, in addition, how to get what is not."""
+
+
+_NO_PICTURES = {"eps", "pgf", "ps", "raw", "rgba"}
 
 
 def _option(key: str) -> str:
@@ -490,10 +501,13 @@ def _train_stage(start: TrainStart) -> tuple[Stage, list[Stage]]:
 def _train_config(start: TrainStart, stage: Stage | None = None) -> TrainConfig:
     """The recipe, or what the notebook of a profile's stage trains."""
     from superpoint_lib.config import replace
-    from superpoint_lib.pipeline import notebook_defaults
     from superpoint_lib.training import RECIPES, TrainConfig
 
-    values = notebook_defaults(stage.notebook) | dict(stage.parameters) if stage else {}
+    values: dict[str, Any] = {}
+    if stage:  # pipeline needs the packages of the notebooks, which a recipe does not
+        from superpoint_lib.pipeline import notebook_defaults
+
+        values = notebook_defaults(stage.notebook) | dict(stage.parameters)
     recipe = start.recipe or values.get("recipe", "")
     if recipe and recipe not in RECIPES:
         raise UsageError(f"train: no recipe {recipe!r}: known are {', '.join(RECIPES)}")
@@ -655,7 +669,8 @@ def _match(arguments: Sequence[str]) -> int:
     from superpoint_lib.paths import atomic_path, read_gray, write_text
     from superpoint_lib.plotting import plot_matches
 
-    known = FigureCanvasBase.get_supported_filetypes()
+    # Without those that need TeX, or that no viewer opens.
+    known = FigureCanvasBase.get_supported_filetypes().keys() - _NO_PICTURES
     # Behind a name without an ending, matplotlib would put one of its own.
     if options.output.suffix.lower().removeprefix(".") not in known:
         raise UsageError(
@@ -693,7 +708,7 @@ def _match(arguments: Sequence[str]) -> int:
         told += f", {len(matches)} of them confirmed and refined"
     figure = plot_matches(image0, image1, keypoints0, keypoints1, matches)
     with atomic_path(options.output) as temporary:
-        figure.savefig(temporary, bbox_inches="tight")
+        figure.savefig(temporary, bbox_inches="tight", dpi=160)
     if options.table:
         ends0 = warp_points(keypoints0[matches[:, 0]], to_file0)
         ends1 = warp_points(keypoints1[matches[:, 1]], to_file1)
@@ -806,8 +821,10 @@ def _evaluate_on_shapes(options: EvaluateOptions, command: str) -> int:
     from superpoint_lib.evaluation.results import json_ready
     from superpoint_lib.paths import write_json
 
-    if options.protocol or options.against or options.orders != 1:
-        raise UsageError("evaluate: --protocol, --against and --orders are not for --data shapes")
+    if options.protocol or options.against or options.orders != 1 or not options.resume:
+        raise UsageError(
+            "evaluate: --protocol, --against, --orders and --no-resume are not for --data shapes"
+        )
     if options.images_per_primitive < 1:
         raise UsageError(
             f"evaluate: --images-per-primitive must be at least 1, got "
@@ -940,6 +957,13 @@ def _model_and_looks(name: str, others: Iterable[str] = ()) -> tuple[MagicPoint,
     }
 
 
+#: What an .onnx file says of itself.
+_ONNX_INPUT = "images: float32 (B, 1, H, W), gray levels in 0..1, 16 pixels or more along each side"
+_ONNX_OUTPUTS = {
+    False: "logits: (B, 65, ceil(H / 8), ceil(W / 8)), and descriptors of the same cells",
+    True: "keypoints: (B, K, 2) as (x, y) in pixels; rows whose keypoint_scores are 0 hold none",
+}
+
 #: By the ending of the file to export, the options that change nothing in it.
 _NOT_FOR = {
     ".onnx": ("stored_as", "blend", "blend_share", "sharpen", "learnt_from"),
@@ -968,7 +992,12 @@ def _export(arguments: Sequence[str]) -> int:
     from superpoint_lib.interop import export_onnx
 
     told = load_weights(options.weights).metadata
-    metadata = {"weights": options.weights, "made_by": f"superpoint_lib {__version__}"}
+    metadata = {
+        "weights": options.weights,
+        "made_by": f"superpoint_lib {__version__}",
+        "input": _ONNX_INPUT,
+        "output": _ONNX_OUTPUTS[options.max_keypoints is not None],
+    }
     path = export_onnx(
         _load_model(options.weights, device="cpu"),
         options.output,
@@ -1064,7 +1093,10 @@ def _image_files(paths: Sequence[Path]) -> list[tuple[Path, Path]]:
         else:
             files.append((path, Path(path.name)))
     if not files:
-        raise CommandError(f"no images in {', '.join(map(str, paths))}")
+        raise CommandError(
+            f"no images in {', '.join(map(str, paths))} that OpenCV reads (.jpg, .png, .tif, .webp "
+            "and the like; convert .heic first)"
+        )
     return files
 
 

@@ -437,6 +437,18 @@ def test_labels_made_with_other_settings_are_refused(config, weights):
         export_labels(config, progress=False)
 
 
+def test_labels_of_another_picture_of_the_same_name_are_refused(config):
+    export_labels(config, progress=False)
+    pictures = sorted(Path(config.images[0]).rglob("*.png"))
+    other = cv2.imread(str(pictures[0]), cv2.IMREAD_GRAYSCALE)[::-1]
+    cv2.imwrite(str(pictures[0]), other)
+    told = rf"{pictures[0].stem}\.npz holds the labels of another picture than"
+    with pytest.raises(ValueError, match=told):
+        export_labels(config, progress=False)
+    pictures[0].unlink()
+    assert len(export_labels(config, progress=False).skipped_existing) == 2
+
+
 def test_how_fast_it_is_made_is_not_a_setting(config):
     export_labels(config, progress=False)
     report = export_labels(replace(config, batch=1), progress=False)

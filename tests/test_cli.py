@@ -380,11 +380,18 @@ def test_match_overwrites_nothing_of_its_own(project, weights, capsys):
 def test_match_filters_as_the_library_does(project, weights, capsys):
     a, b = write_picture(project / "a.png", 0), write_picture(project / "b.png", 1)
     counts = []
-    for options in ([], ["--ratio", 0.8], ["--min-similarity", 1.1]):
+    for options in ([], ["--ratio", 0.8], ["--min-similarity", 1]):
         arguments = ["match", a, b, *options, "--weights", weights["SuperPoint"]]
         assert main(list(map(str, arguments))) == 0
         counts.append(int(re.search(r"(\d+) matches", capsys.readouterr().out)[1]))
     assert counts[0] > counts[1] > counts[2] == 0
+
+
+@pytest.mark.parametrize(
+    "option", [["--ratio", 5], ["--ratio", 0], ["--min-similarity", 2], ["--min-similarity", "nan"]]
+)
+def test_match_refuses_filters_that_pass_all_or_nothing(project, capsys, option):
+    assert f"{option[0]} must be" in fails(["match", "a.png", "b.png", *option], capsys, 2)
 
 
 def test_the_version_is_told(capsys):
@@ -422,6 +429,8 @@ def test_export_writes_an_onnx_file(project, weights, capsys):
         told = session.get_modelmeta().custom_metadata_map
         assert told["weights"] == str(weights["SuperPoint"])
         assert told["made_by"] == f"superpoint_lib {__version__}"
+        assert "0..1" in told["input"]
+        assert told["output"].startswith(names[0])
 
 
 def test_evaluate_writes_a_table_and_files_with_their_command(project, capsys, monkeypatch):
@@ -559,6 +568,13 @@ def trained(monkeypatch):
 
     monkeypatch.setattr(training, "train", record)
     return configs
+
+
+def test_a_recipe_is_trained_without_the_packages_of_the_notebooks(trained, project, monkeypatch):
+    for name in ("nbformat", "nbclient", "papermill", "superpoint_lib.pipeline"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert main(["train", "--recipe", "magicpoint-synthetic", "--steps", "3"]) == 0
+    assert [config.steps for config in trained] == [3]
 
 
 def finish(checkout, profile, *stages):
@@ -731,7 +747,8 @@ def test_evaluate_on_shapes_takes_detectors_only(project, capsys, name):
 
 
 @pytest.mark.parametrize(
-    "option", [("--protocol", "rpautrat"), ("--against", "fast"), ("--orders", "2")]
+    "option",
+    [("--protocol", "rpautrat"), ("--against", "fast"), ("--orders", "2"), ("--no-resume",)],
 )
 def test_evaluate_on_shapes_refuses_what_it_would_ignore(project, capsys, option):
     line = fails(["evaluate", "fast", "--data", "shapes", *option], capsys, 2)
@@ -921,7 +938,7 @@ def test_a_file_where_a_folder_is_wanted_is_refused(project, capsys, arguments):
     assert line == f"{command} a.png is a file: name a folder"
 
 
-@pytest.mark.parametrize("name", ["matches", "matches.xyz", ".png"])
+@pytest.mark.parametrize("name", ["matches", "matches.xyz", ".png", "matches.pgf"])
 def test_match_refuses_endings_it_cannot_draw(project, capsys, name):
     line = fails(["match", "a.png", "b.png", "--output", name], capsys, 2)
     assert f"--output {name}: choose a name that ends in" in line and ".png" in line

@@ -131,6 +131,8 @@ def record(name: str, stages: dict[str, Any]) -> None:
 def main(arguments: Sequence[str]) -> None:
     """Profile all stages and record them under a name."""
     name = arguments[0] if arguments else "now"
+    if name.startswith("-"):
+        sys.exit(__doc__)
     stages = {}
     for key, stage in STAGES.items():
         report(key)

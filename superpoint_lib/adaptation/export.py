@@ -26,7 +26,7 @@ from superpoint_lib.adaptation.heatmaps import (
 from superpoint_lib.adaptation.settings import AdaptConfig
 from superpoint_lib.config import to_dict
 from superpoint_lib.datasets import label_folders, load_labels, read_label_image, save_labels
-from superpoint_lib.digests import weights_digest
+from superpoint_lib.digests import digest, weights_digest
 from superpoint_lib.geometry.cells import CELL_SIZE
 from superpoint_lib.memory import keep_freed_memory
 from superpoint_lib.model import MagicPoint, fold_batch_norm
@@ -116,7 +116,7 @@ def _plain_settings(config: AdaptConfig) -> dict[str, object]:
 
 
 def _already_there(job: _Job, settings: dict[str, object]) -> bool:
-    """Whether a job's label is complete; one made with other settings is refused, not mixed in."""
+    """Whether a job's label is complete; one made otherwise is refused, not mixed in."""
     if not job.label.exists():
         return False
     try:
@@ -131,7 +131,21 @@ def _already_there(job: _Job, settings: dict[str, object]) -> bool:
             f"{job.label} was made with other settings ({', '.join(differing)}); "
             "choose another output folder, or delete these labels"
         )
+    labelled, now = found.get("picture"), _picture_digest(job)
+    if labelled and now and labelled != now:
+        raise ValueError(
+            f"{job.label} holds the labels of another picture than {job.picture}; choose another "
+            "output folder, or delete it"
+        )
     return True
+
+
+def _picture_digest(job: _Job) -> str:
+    """Names the picture by its bytes; empty where it cannot be read, for that ends no export."""
+    try:
+        return digest([job.picture.read_bytes()])
+    except OSError:
+        return ""
 
 
 def _read(job: _Job, config: AdaptConfig) -> NDArray[np.float32] | str:
@@ -211,7 +225,7 @@ def _label_batch(
             found.keypoints.cpu().numpy(),
             found.keypoint_scores.cpu().numpy(),
             shape,
-            settings,
+            settings | {"picture": _picture_digest(job)},
             seen,
         )
     return [len(found) for found in features]
@@ -248,7 +262,8 @@ def export_labels(
     Raises:
         FileNotFoundError: when a folder of pictures, or the weights, do not exist.
         ValueError: when there is no folder to label, when the label folders of two image folders
-            would be one, or when the output holds labels made with other settings.
+            would be one, or when the output holds labels made with other settings or of other
+            pictures.
 
     Convention: keypoints are in pixels of the picture after ``geometry.resize_and_crop`` to the
     label's ``size``; see ``datasets.read_label_image``.
@@ -256,7 +271,7 @@ def export_labels(
     Derived in notebook 03.
     """
     if not config.images:
-        raise ValueError("no pictures to label: give at least one folder in images")
+        raise ValueError("no pictures to label: give at least one folder of images")
     keep_freed_memory()
     device = _device(rank)
     model = MagicPoint.from_pretrained(config.weights).eval()

@@ -70,7 +70,8 @@ _LINK_HINT = (
     "expected one folder per sequence, named i_* or v_*, with images 1 to 6 (any extension OpenCV "
     "reads) and homographies H_1_2 to H_1_6; download HPatches (hpatches-sequences-release, "
     "https://github.com/hpatches/hpatches-dataset) and link it: "
-    "ln -s /path/to/hpatches data/hpatches"
+    "ln -s /path/to/hpatches data/hpatches; of pictures of your own "
+    "evaluation.mini.warped_pairs(source=folder) makes such folders"
 )
 
 __all__ = [
