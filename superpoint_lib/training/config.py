@@ -446,10 +446,11 @@ _OPEN_SECOND = replace(
 #: four trainings from drawn shapes on: those of the profile full. superpoint-open sees drawn shapes
 #: and pictures of open licences only, in one training from magicpoint-synthetic on
 #: (superpoint_lib/weights/README.md); superpoint-open-second goes on from it with labels of a
-#: second round and what the others have learnt since, and is not bundled yet. original-stage1 and -stage2 (to be given stage 1's weights)
-#: are the training steps of SuperPoint-Pytorch's README, one-stage its loss as published, both
-#: heads from scratch; their gray levels change as in the other recipes, where the original leaves
-#: the first view as it is and changes the second before the warp, with fewer and smaller shades.
+#: second round and what the others have learnt since, and is not bundled yet. original-stage1 and
+#: -stage2 (to be given stage 1's weights) are the training steps of SuperPoint-Pytorch's README,
+#: one-stage its loss as published, both heads from scratch; their gray levels change as in the
+#: other recipes, where the original leaves the first view as it is and changes the second before
+#: the warp, with fewer and smaller shades.
 RECIPES: dict[str, TrainConfig] = {
     "magicpoint-synthetic": TrainConfig(steps=1500, freeze_norm_after=0.85, gradient_clip=5.0),
     "magicpoint-adapted": replace(
