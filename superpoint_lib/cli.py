@@ -282,9 +282,6 @@ class DataOptions:
     """check: look at what is there. fetch: say, in addition, how to get what is not."""
 
 
-_NO_PICTURES = {"eps", "pgf", "ps", "raw", "rgba"}
-
-
 def _option(key: str) -> str:
     return f"--{key.replace('_', '-')}"
 
@@ -669,8 +666,8 @@ def _match(arguments: Sequence[str]) -> int:
     from superpoint_lib.paths import atomic_path, read_gray, write_text
     from superpoint_lib.plotting import plot_matches
 
-    # Without those that need TeX, or that no viewer opens.
-    known = FigureCanvasBase.get_supported_filetypes().keys() - _NO_PICTURES
+    # Without what needs TeX, what a viewer does not open, and what knows no transparency.
+    known = FigureCanvasBase.get_supported_filetypes().keys() - {"pgf", "raw", "rgba", "eps", "ps"}
     # Behind a name without an ending, matplotlib would put one of its own.
     if options.output.suffix.lower().removeprefix(".") not in known:
         raise UsageError(

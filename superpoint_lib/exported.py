@@ -114,7 +114,10 @@ def suppress(heatmap: Tensor, radius: int, threshold: float) -> Tensor:
 
 
 def _window_max(values: Tensor, radius: int) -> Tensor:
-    """The largest value within the square around each pixel, (B, 1, H, W), row by row."""
+    """The largest value within the square around each pixel, (B, 1, H, W).
+
+    A node or two of the graph, where ``extraction`` needs a dozen (and is quicker in PyTorch).
+    """
     side = 2 * radius + 1
     rows = F.max_pool2d(values, (1, side), stride=1, padding=(0, radius))
     return F.max_pool2d(rows, (side, 1), stride=1, padding=(radius, 0))

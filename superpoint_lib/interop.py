@@ -266,8 +266,8 @@ def export_onnx(
     if path.is_dir():
         raise ValueError(f"{path} is a folder: name the file to write")
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Of weights in channels_last order the exporter cannot prove that any width will do.
     model = copy.deepcopy(model).eval().float()
+    # Of weights in channels_last order the exporter cannot prove that any width will do.
     model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     # Sizes that are no special case (neither 1 nor equal), so that the exporter keeps them free.
     example = next(model.parameters()).new_zeros((2, 1, height or 43, width or 59))
