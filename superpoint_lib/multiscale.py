@@ -188,6 +188,8 @@ def _find(
 ) -> Features:
     finest = max(looks, key=lambda look: look.scale)
     shape = (finest.heatmap.shape[-2], finest.heatmap.shape[-1])
+    # Pixel x lies at (x + 0.5) s - 0.5 there: what is nearer to the edge is left out.
+    near_edge = math.ceil((border + 0.5) * finest.scale - 0.5) if border else 0
     ((found, scores),) = find_keypoints(
         agreement([look.heatmap for look in looks], shape),
         [shape],
@@ -195,9 +197,12 @@ def _find(
         threshold,
         nms_radius,
         2 * max(1, round(2 * finest.scale)) + 1 if subpixel else 1,
-        round(border * finest.scale),
+        near_edge,
     )
+    last = found.new_tensor([size[1] - 1, size[0] - 1])
+    # The outermost pixels of an enlarged image lie outside the first and last of the image itself.
     keypoints = (found + 0.5) / finest.factors(size) - 0.5
+    keypoints = keypoints.clamp(found.new_zeros(2), last)
     sampled = [
         sample_descriptors(look.descriptors, (keypoints + 0.5) * look.factors(size) - 0.5)
         for look in looks

@@ -122,6 +122,13 @@ def test_estimate_homography_fails_quietly(points):
     assert not inliers.any()
 
 
+def test_a_homography_without_an_inverse_is_none():
+    line = np.array([[0.0, 0], [10, 10], [20, 20], [30, 30]])
+    estimate, inliers = metrics.estimate_homography(line, line * [1, 2])
+    assert estimate is None
+    assert not inliers.any()
+
+
 def test_estimate_homography_uses_the_threshold():
     corners = np.array([[0, 0], [100, 0], [0, 100], [100, 100], [50, 50], [20, 80]], float)
     moved = corners.copy()

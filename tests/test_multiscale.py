@@ -105,8 +105,16 @@ def test_radius_and_border_are_in_pixels_of_the_image(model, photo):
     apart = (keypoints[:, None] - keypoints[None]).abs().amax(-1)
     apart.fill_diagonal_(99)
     assert len(keypoints) > 20 and apart.min() >= 6.4
-    assert keypoints.min() >= 9.5
-    assert (keypoints <= torch.tensor([243 - 10.5, 181 - 10.5])).all()
+    assert keypoints.min() >= 10
+    assert (keypoints <= torch.tensor([243 - 11, 181 - 11])).all()
+
+
+def test_keypoints_of_an_enlarged_image_lie_within_the_image():
+    model = Blob().eval()
+    image = np.zeros((64, 96), np.float32)
+    image[0, 0] = image[-1, -1] = 0.02
+    keypoints = extract_multiscale(model, image, (2.0,), subpixel=False).keypoints
+    assert sorted(keypoints.tolist()) == [[0, 0], [95, 63]]
 
 
 @pytest.mark.parametrize("scale", [0.5, 0.2, 0.12])
@@ -216,8 +224,10 @@ def test_the_radius_at_a_level_is_in_its_own_pixels(monkeypatch, pyramid):
     monkeypatch.setattr(multiscale, "find_keypoints", spy)
     image = np.random.default_rng(0).random((96, 128), dtype=np.float32)
     extract_multiscale(Blob().eval(), image, (1.0,), nms_radius=5, border=10, pyramid=pyramid)
-    # The border is in pixels of the picture, the window of the refinement grows with the level.
-    assert asked == [(5, 2 * max(1, round(2 * f)) + 1, round(10 * f)) for f in (1.0, *pyramid)]
+    # The window of the refinement grows with the level. Pixel 10 of the picture is not in its
+    # border of 10: it lies at 10.5 f - 0.5 of a level.
+    first = {1.0: 10, 0.9: 9, 0.7: 7, 0.5: 5, 2.0: 21}
+    assert asked == [(5, 2 * max(1, round(2 * f)) + 1, first[f]) for f in (1.0, *pyramid)]
 
 
 def test_the_window_of_the_refinement_grows_with_the_scale(monkeypatch):

@@ -160,7 +160,8 @@ def estimate_homography(
 
     Returns:
         The homography (3, 3) float64, image 0 to image 1, or None when there are fewer than four
-        matches or RANSAC finds no model; and the (M,) bool inliers, all False without a model.
+        matches, RANSAC finds no model, or one that has no inverse; and the (M,) bool inliers, all
+        False without a model.
         The same matches always give the same result: OpenCV seeds RANSAC itself.
     """
     ransac = RansacConfig() if ransac is None else ransac
@@ -175,7 +176,8 @@ def estimate_homography(
         maxIters=ransac.iterations,
         confidence=ransac.confidence,
     )
-    if H is None or not np.isfinite(H).all():
+    # Of matches on a line, OpenCV makes a matrix that takes the whole picture to that line.
+    if H is None or not np.isfinite(H).all() or np.linalg.matrix_rank(H) < 3:
         return None, nothing
     return np.asarray(H, np.float64), inliers.ravel().astype(bool)
 
