@@ -20,9 +20,9 @@ def tool(monkeypatch):
     return ablate
 
 
-@pytest.mark.parametrize("study", ["labels", "views"])
+@pytest.mark.parametrize("study", ["labels", "views", "agreement"])
 def test_variants_differ_from_plain_in_what_they_are_said_to(tool, study, tmp_path):
-    options = tool.Options(tmp_path, study, steps=7)
+    options = tool.Options((tmp_path,), study, steps=7)
     plain = to_dict(tool.configuration(options, "plain"))
     assert plain["steps"] == 7 and plain["init"] == "superpoint"
     for name, changes in tool.STUDIES[study].variants.items():
@@ -33,7 +33,11 @@ def test_variants_differ_from_plain_in_what_they_are_said_to(tool, study, tmp_pa
 
 @pytest.mark.parametrize(
     ("study", "variant", "kind"),
-    [("labels", "positions", "warped"), ("views", "any distance", "warped-hard")],
+    [
+        ("labels", "positions", "warped"),
+        ("views", "any distance", "warped-hard"),
+        ("agreement", "labels apart", "warped"),
+    ],
 )
 def test_variants_are_compared_with_plain(tool, study, variant, kind, monkeypatch, tmp_path):
     trained, asked = [], []
@@ -52,7 +56,8 @@ def test_variants_are_compared_with_plain(tool, study, variant, kind, monkeypatc
     monkeypatch.setattr(tool, "warped_pairs", pairs)
     output = tmp_path / "found.json"
     tool.main(
-        tool.Options(tmp_path, study, only=(variant,), run_dir=tmp_path, output=output), "command"
+        tool.Options((tmp_path,), study, only=(variant,), run_dir=tmp_path, output=output),
+        "command",
     )
     assert [run_dir.name for _, run_dir in trained] == ["plain", variant.replace(" ", "-")]
     assert asked == [kind]

@@ -501,8 +501,8 @@ def test_bundled_file(name):
     if not path.is_file():
         pytest.skip(f"{path.name} is not in the package")
     kernels = {v.dtype for v in load_file(path).values() if v.ndim == 4}
-    small = name in ("superpoint", "magicpoint-synthetic")
-    assert kernels == ({torch.int8, torch.float16} if small else {torch.float16})
+    halves = name == "magicpoint"
+    assert kernels == ({torch.float16} if halves else {torch.int8, torch.float16})
     weights = load_weights(name)
     assert weights.layout == "superpoint-lib"
     assert weights.metadata

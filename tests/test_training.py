@@ -888,6 +888,9 @@ def test_training_on_photographs_lists_what_it_skips(tmp_path):
         photometric="coco_superpoint",
         homography="coco",
     )
+    thinned = make_dataset(replace(config, label_radius=60.0))
+    keypoints = [int((d[0]["labels0"] < 64).sum()) for d in (make_dataset(config), thinned)]
+    assert keypoints[0] > keypoints[1] == 1
     result = run(config, tmp_path / "run")
     assert [path.name for path, _ in result.skipped] == ["broken.png"]
     assert result.history[-1]["step"] == 2

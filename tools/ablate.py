@@ -2,6 +2,8 @@
 
     python tools/ablate.py --labels runs/labels    # writes results/ablations.json
     python tools/ablate.py --study views --labels runs/labels    # results/ablations_views.json
+    python tools/ablate.py --study agreement --init superpoint-open \
+        --labels runs/labels-open2/open runs/labels-open2/training   # ..._agreement.json
 
 Each variant differs from ``plain`` in what it is named after and starts from the same weights with
 the same seed. All are measured on warped pairs of pictures that no network was trained on
@@ -74,6 +76,21 @@ STUDIES: dict[str, Study] = {
         },
         pairs="warped-hard",
     ),
+    "agreement": Study(
+        "ablations_agreement",
+        "superpoint-open-second",
+        {},
+        {
+            "agreement within 2 px": {"agreement_within": 2.0},
+            "within 2 px, four times": {
+                "agreement_within": 2.0,
+                "agreement_weight": 4 * RECIPES["superpoint-open-second"].agreement_weight,
+            },
+            "labels apart": {"label_radius": 4.0},
+            "mild defocus": {"photometric": "+".join([*5 * ["defocused"], "harsh"])},
+        },
+        pairs="warped",
+    ),
 }
 SHOWN = ("repeatability", "localization_error", "homography@1", "homography@3", "correct_matches@3")
 
@@ -82,11 +99,13 @@ SHOWN = ("repeatability", "localization_error", "homography@1", "homography@3", 
 class Options:
     """Train and compare the variants."""
 
-    labels: Path
-    """Folder of pseudo-labels of data/coco/train2017."""
-    study: Literal["labels", "views"] = "labels"
-    """What is varied: what the detector is asked for, measured on warped pairs; or what both views
-    show and descriptors are told from, measured on hard ones."""
+    labels: tuple[Path, ...]
+    """Folders of pseudo-labels, one for each folder of pictures of the study's recipe: of
+    data/coco/train2017, or, for agreement, of data/open and of the bundled photographs."""
+    study: Literal["labels", "views", "agreement"] = "labels"
+    """What is varied: what the detector is asked for, measured on warped pairs; what both views
+    show and descriptors are told from, measured on hard ones; or which keypoints of both views are
+    to agree, which labels count, and defocus, measured on warped pairs."""
     init: str = "superpoint"
     """Weights they all start from; also measured as they are."""
     steps: int = 150
@@ -94,9 +113,9 @@ class Options:
     only: tuple[str, ...] = ()
     """Some of the variants; plain is always among them."""
     run_dir: Path | None = None
-    """Where the trainings lie; runs/ablations, or runs/ablations_views."""
+    """Where the trainings lie; runs/ablations, or that with the name of another study."""
     output: Path | None = None
-    """Where the comparison goes; results/ablations.json, or ablations_views.json there."""
+    """Where the comparison goes; results/ablations.json, or likewise."""
 
 
 def configuration(options: Options, name: str) -> TrainConfig:
@@ -104,7 +123,7 @@ def configuration(options: Options, name: str) -> TrainConfig:
     study = STUDIES[options.study]
     further = {
         "init": options.init,
-        "labels": (str(options.labels),),
+        "labels": tuple(map(str, options.labels)),
         "learning_rate": 5e-4,
         "ema_decay": 0.99,
         "steps": options.steps,

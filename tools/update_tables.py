@@ -24,7 +24,10 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
 FILES = ("README.md", "results/README.md", "superpoint_lib/weights/README.md")
 #: Weights that came of more trainings than their metadata tell of.
-LAST_OF = {"superpoint": " (the last of 13 trainings)"}
+LAST_OF = {
+    "superpoint": " (the last of 13 trainings)",
+    "superpoint-open": " (the last of 2 trainings)",
+}
 BUNDLED = ("magicpoint-synthetic", "magicpoint", "superpoint", "superpoint-open")
 
 HPATCHES_COLUMNS = {

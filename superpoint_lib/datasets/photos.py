@@ -131,6 +131,9 @@ class PhotoDataset(Samples):
         whole_picture: make the warped view from the whole picture, with the detail that the crop
             has lost and what lies beyond it, instead of from the crop, whose scale minds the zoom
             of the warp, see ``crop_and_resize``.
+        label_radius: of labels nearer to each other than that in a view, in its pixels along x and
+            y, the best is kept: where a picture is made smaller, they crowd. Of the warped view
+            only with ``whole_picture``. 0 keeps all.
 
     Attributes:
         pictures: paths of the pictures in use.
@@ -165,6 +168,7 @@ class PhotoDataset(Samples):
         enlarge: float = 1.0,
         sharpen: float = 1.0,
         whole_picture: bool = False,
+        label_radius: float = 0.0,
     ) -> None:
         check_view_arguments(height, width, views)
         self.height = height
@@ -176,6 +180,7 @@ class PhotoDataset(Samples):
         self.enlarge = enlarge
         self.sharpen = sharpen
         self.whole_picture = whole_picture
+        self.label_radius = label_radius
         self.crop: Literal["random", "centre"] = crop
         self.border = border
         self.threshold = threshold
@@ -282,13 +287,50 @@ class PhotoDataset(Samples):
         cropped, window = crop_and_resize(
             picture.image, self.height, self.width, self.crop, rng, self.enlarge, zoom
         )
-        moved = warp_points(picture.keypoints.astype(np.float64), window).astype(np.float32)
-        kept = on_pixels(moved, self.height, self.width)
+        moved = _moved(picture, window)
+        kept = np.flatnonzero(on_pixels(moved, self.height, self.width))
+        kept = kept[self._apart(moved[kept])]
         probabilities = None if picture.probabilities is None else picture.probabilities[kept]
         whole = None
         if self.whole_picture:
-            whole = Whole(picture.image, picture.keypoints, picture.probabilities, window)
+            far = self._apart(_moved(picture, np.asarray(homography) @ window))
+            source = picture.probabilities
+            whole = Whole(
+                picture.image,
+                picture.keypoints[far],
+                None if source is None else source[far],
+                window,
+            )
         return Labelled(cropped, moved[kept], probabilities, homography, rng, whole=whole)
+
+    def _apart(self, keypoints: NDArray[np.float32]) -> NDArray[np.bool_]:
+        if not self.label_radius:
+            return np.ones(len(keypoints), bool)
+        return best_apart(keypoints, self.label_radius)
+
+
+def _moved(picture: _Picture, matrix: NDArray[np.float64]) -> NDArray[np.float32]:
+    return warp_points(picture.keypoints.astype(np.float64), matrix).astype(np.float32)
+
+
+def best_apart(points: NDArray[np.floating], radius: float) -> NDArray[np.bool_]:
+    """Non-maximum suppression of points: the best, then the best of those left, and so on.
+
+    Args:
+        points: (N, 2) as (x, y) in pixels, best first.
+        radius: what is as near as that, or nearer, to a kept point along both x and y, is dropped.
+
+    Returns:
+        (N,) bool, true for those kept.
+    """
+    near = np.abs(points[:, None] - points[None]).max(-1) <= radius
+    better = np.tril(near, -1)
+    kept, undecided = np.zeros(len(points), bool), np.ones(len(points), bool)
+    while undecided.any():
+        best = undecided & ~(better & undecided).any(1)
+        kept |= best
+        undecided &= ~best & ~(near & best).any(1)
+    return kept
 
 
 def _paired_folders(

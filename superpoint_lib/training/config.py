@@ -38,8 +38,8 @@ class TrainConfig:
         height: of the samples, a multiple of 8.
         width: of the samples, a multiple of 8.
         photometric: changes of gray levels: none, synthetic, coco_magicpoint, coco_superpoint,
-            strong or harsh (notebook 01), or several, "coco_superpoint+harsh", one of which is
-            drawn for each view.
+            defocused, strong or harsh (notebook 01), or several, "coco_superpoint+harsh", one of
+            which is drawn for each view.
         homography: the warp: a preset of notebook 03, or several, "coco+any-scale", which samples
             take in turn.
         views: 1, or 2: a picture and its warp.
@@ -60,6 +60,8 @@ class TrainConfig:
             (``losses.repeatability_loss``); 0 leaves it out.
         repeatability_reach: how far away it may be found, in pixels along x and y.
         label_threshold: least score of a photograph's label.
+        label_radius: of a photograph's labels nearer than so many pixels to each other in a view,
+            the best is kept; 0 keeps all.
         soft_targets: ask the detector for the probabilities of the labels
             (``losses.keypoints_to_targets``) instead of for every keypoint with certainty.
         sharpen: exponent of those probabilities, above 1 to make the likely ones more certain and
@@ -134,6 +136,7 @@ class TrainConfig:
     repeatability_weight: float = 0.0
     repeatability_reach: int = 2
     label_threshold: float = 0.0
+    label_radius: float = 0.0
     soft_targets: bool = False
     sharpen: float = 1.0
     descriptor_weight: float = 0.0
@@ -193,6 +196,7 @@ class TrainConfig:
             "position_weight",
             "agreement_weight",
             "agreement_within",
+            "label_radius",
             "repeatability_weight",
             "descriptor_weight",
             "freeze_norm_after",
@@ -433,24 +437,24 @@ _OPEN_SECOND = replace(
 #: Ready configurations. magicpoint-synthetic, magicpoint-adapted, superpoint, superpoint-further,
 #: superpoint-soft, superpoint-agreement, superpoint-turned, superpoint-mixed, superpoint-sharper,
 #: superpoint-repeatable, superpoint-agreed, superpoint-sturdy, superpoint-distant, superpoint-wide
-#: and superpoint-near train the bundled superpoint, each starting from the one before
-#: (magicpoint-adapted, whose weights are the bundled magicpoint, and superpoint are to be given it
-#: as ``init``, the others expect it in runs; superpoint-repeatable, superpoint-sturdy and those
-#: after it start from averages of those before); from superpoint-further on, on labels of a second,
-#: third (soft, agreement), fourth (turned, mixed), fifth (sharper, repeatable), sixth (agreed,
-#: sturdy, distant), seventh (wide) and eighth round of adaptation (near) and from folded weights,
-#: without normalisation; superpoint-finer, from superpoint-mixed on, and superpoint-placed, from
-#: superpoint-wide on, were tried and not shipped (results/TRIALS.md). superpoint-wide,
-#: superpoint-near and superpoint-placed are for a GPU, as are full-magicpoint, which trains the
-#: bundled magicpoint-synthetic, full-first, full-second and full-superpoint, the same lessons in
-#: four trainings from drawn shapes on: those of the profile full. superpoint-open sees drawn shapes
-#: and pictures of open licences only, in one training from magicpoint-synthetic on
-#: (superpoint_lib/weights/README.md); superpoint-open-second goes on from it with labels of a
-#: second round and what the others have learnt since, and is not bundled yet. original-stage1 and
-#: -stage2 (to be given stage 1's weights) are the training steps of SuperPoint-Pytorch's README,
-#: one-stage its loss as published, both heads from scratch; their gray levels change as in the
-#: other recipes, where the original leaves the first view as it is and changes the second before
-#: the warp, with fewer and smaller shades.
+#: and superpoint-near train the bundled superpoint, each starting from the one before (magicpoint-
+#: adapted, whose weights are the bundled magicpoint, and superpoint are to be given it as ``init``,
+#: the others expect it in runs; superpoint-repeatable, superpoint-sturdy and those after it start
+#: from averages of those before); from superpoint-further on, on labels of a second, third (soft,
+#: agreement), fourth (turned, mixed), fifth (sharper, repeatable), sixth (agreed, sturdy, distant),
+#: seventh (wide) and eighth round of adaptation (near) and from folded weights, without
+#: normalisation; superpoint-finer, from superpoint-mixed on, and superpoint-placed, from
+#: superpoint-wide on, were tried and not shipped (results/TRIALS.md). superpoint-wide, superpoint-
+#: near and superpoint-placed are for a GPU, as are full-magicpoint, which trains the bundled
+#: magicpoint-synthetic, full-first, full-second and full-superpoint, the same lessons in four
+#: trainings from drawn shapes on: those of the profile full. superpoint-open sees drawn shapes and
+#: pictures of open licences only, from magicpoint-synthetic on; superpoint-open-second, which
+#: trains the bundled superpoint-open, goes on from it with labels of a second round and what the
+#: others have learnt since (superpoint_lib/weights/README.md). original-stage1 and -stage2 (to be
+#: given stage 1's weights) are the training steps of SuperPoint-Pytorch's README, one-stage its
+#: loss as published, both heads from scratch; their gray levels change as in the other recipes,
+#: where the original leaves the first view as it is and changes the second before the warp, with
+#: fewer and smaller shades.
 RECIPES: dict[str, TrainConfig] = {
     "magicpoint-synthetic": TrainConfig(steps=1500, freeze_norm_after=0.85, gradient_clip=5.0),
     "magicpoint-adapted": replace(

@@ -96,6 +96,7 @@ def make_dataset(config: TrainConfig) -> Samples:
         enlarge=config.enlarge,
         sharpen=config.sharpen,
         whole_picture=config.whole_picture,
+        label_radius=config.label_radius,
     )
     return MixedDataset(photos, drawn, config.drawn_every) if config.drawn_every else photos
 
