@@ -101,7 +101,6 @@ PHOTOMETRIC_PRESETS: dict[str, PhotometricConfig] = {
     ),
     "coco_magicpoint": PhotometricConfig(contrast_range=(0.3, 1.5)),
     "coco_superpoint": PhotometricConfig(),
-    "defocused": PhotometricConfig(defocus=True, defocus_sigma=(0.0, 1.0)),
     "strong": PhotometricConfig(
         contrast_range=(0.3, 1.5), noise_sigma=(0.0, 15.0), motion_kernel=7, defocus=True
     ),

@@ -732,6 +732,8 @@ def _evaluate(arguments: Sequence[str]) -> int:
 
     for path in (options.output, *result_paths(options.output)):
         _check_file("evaluate: --output", path)
+    if options.images_per_primitive != EvaluateOptions.images_per_primitive:
+        raise UsageError("evaluate: --images-per-primitive is for --data shapes")
     names = options.extractors or PAIR_EXTRACTORS
     if options.against and options.against not in names:
         raise UsageError(f"evaluate: --against {options.against}: not among the extractors")

@@ -755,6 +755,11 @@ def test_evaluate_on_shapes_refuses_what_it_would_ignore(project, capsys, option
     assert option[0] in line
 
 
+def test_evaluate_on_sequences_refuses_what_is_for_shapes(project, capsys):
+    line = fails(["evaluate", "orb", "--data", "scenes", "--images-per-primitive", "2"], capsys, 2)
+    assert "--images-per-primitive is for --data shapes" in line
+
+
 def test_export_releases_a_finished_training(project, capsys):
     small = ["--channels", "8", "8", "8", "8", "--head-channels", "8", "--height", "32"]
     steps = ["--width", "32", "--steps", "1", "--batch-size", "2", "--run-dir", "run"]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from sklearn.metrics import log_loss
 
 from superpoint_lib.extraction import extract_from_maps, sample_descriptors
-from superpoint_lib.geometry import adjugate, warp_points
+from superpoint_lib.geometry import adjugate, turn_and_zoom, warp_points
 from superpoint_lib.geometry.cells import DUSTBIN
 from superpoint_lib.losses import (
     HINGE_LAMBDAS,
@@ -33,6 +33,7 @@ from superpoint_lib.losses import (
     sharpen_probabilities,
 )
 from superpoint_lib.losses.contrast import _sample
+from superpoint_lib.losses.detector import _magnification
 from superpoint_lib.losses.pairs import labelled_pixels, nearby_cells
 
 
@@ -458,6 +459,37 @@ def test_repeatability_loss_counts_what_lands_in_valid_cells():
         logits0.repeat(2, 1, 1, 1), torch.cat((view1, logits0)), torch.cat((SHIFT, SHIFT))
     )
     assert both.item() == pytest.approx((paid + 0.2 / 4) / 2)
+
+
+def sure_of(x, y):
+    logits = torch.full((1, 65, 1, 1), -100.0)
+    logits[0, 8 * y + x] = 100.0
+    return logits
+
+
+def test_repeatability_loss_leaves_out_what_the_other_view_shows_larger():
+    # View 1 shows everything twice as large, so that (2, 2) in it is (1, 1) in view 0.
+    twice, cost = torch.diag(torch.tensor([2.0, 2.0, 1.0]))[None], 0.2
+
+    def loss(x, **settings):
+        views = sure_of(1, 1), sure_of(x, x)
+        return repeatability_loss(*views, twice, cost=cost, reach=1, **settings).item()
+
+    assert loss(2) == pytest.approx(cost - 1)
+    assert loss(2, zoom=1.5) == pytest.approx((cost - 1) / 2)  # back alone
+    assert loss(2, zoom=0.4) == 0
+    # Two pixels off in view 1 are one in view 0, where the corner of the square counts a quarter.
+    assert loss(4) == pytest.approx((cost + cost - 0.25) / 2)
+    assert loss(4, zoom=1.5) == pytest.approx((cost - 0.25) / 2)
+    assert loss(4, zoom=2.1) == loss(4)
+
+
+def test_magnification_is_the_root_of_the_area():
+    H = torch.tensor([[[0.9, 0.1, 3], [-0.1, 1.4, 2], [4e-3, 1e-3, 1]]], dtype=torch.float64)
+    pixels = torch.tensor([[[5.0], [2.0]]], dtype=torch.float64)
+    found = _magnification(torch.cat((H, -3 * H)), pixels.expand(2, -1, -1))
+    expected = turn_and_zoom(H[0].numpy(), 5, 11)[1]
+    assert found.flatten().tolist() == pytest.approx([expected, expected])
 
 
 def test_repeatability_loss_is_least_where_both_views_are_certain_and_has_right_gradients():

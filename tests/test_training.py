@@ -282,6 +282,8 @@ def test_what_the_other_view_finds_again_adds_to_the_loss():
     assert expected != 0
     torch.testing.assert_close(losses["repeatability"], expected)
     torch.testing.assert_close(losses["loss"], losses["detector"] + 2 * expected)
+    none = pair_step(net, batch, replace(config, repeatability_zoom=0.01))["repeatability"]
+    assert none == 0
     with pytest.raises(ConfigError, match="repeatability_weight: needs views 2"):
         replace(TINY, repeatability_weight=0.5)
 

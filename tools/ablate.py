@@ -43,6 +43,7 @@ class Study(NamedTuple):
 
 
 _TOLD_APART = {"everywhere": True, "at_keypoints": True}
+_FOUND_AGAIN = {"repeatability_weight": 6.0}
 STUDIES: dict[str, Study] = {
     "labels": Study(
         "ablations",
@@ -87,7 +88,8 @@ STUDIES: dict[str, Study] = {
                 "agreement_weight": 4 * RECIPES["superpoint-open-second"].agreement_weight,
             },
             "labels apart": {"label_radius": 4.0},
-            "mild defocus": {"photometric": "+".join([*5 * ["defocused"], "harsh"])},
+            "found again": _FOUND_AGAIN,
+            "found again up to 1.5": _FOUND_AGAIN | {"repeatability_zoom": 1.5},
         },
         pairs="warped",
     ),
@@ -105,7 +107,7 @@ class Options:
     study: Literal["labels", "views", "agreement"] = "labels"
     """What is varied: what the detector is asked for, measured on warped pairs; what both views
     show and descriptors are told from, measured on hard ones; or which keypoints of both views are
-    to agree, which labels count, and defocus, measured on warped pairs."""
+    to agree or to be found again, and which labels count, measured on warped pairs."""
     init: str = "superpoint"
     """Weights they all start from; also measured as they are."""
     steps: int = 150

@@ -158,6 +158,7 @@ def repeatability_loss(
     valid1: Tensor | None = None,
     cost: float = 0.2,
     reach: int = 2,
+    zoom: float = math.inf,
 ) -> Tensor:
     """What keypoints cost, less what is found again of them: ``-sum p_x (q_x - cost)``.
 
@@ -170,6 +171,9 @@ def repeatability_loss(
     are blurred. Alone, it asks for a keypoint in every cell or in none, so it goes beside
     `detector_loss`.
 
+    Where the other view shows things larger, a pixel of this one is several there, and a keypoint
+    that is right may lie beyond ``reach``: it is charged for. ``zoom`` leaves such places out.
+
     Args:
         logits0: (B, 65, Hc, Wc) of view 0.
         logits1: the same of view 1.
@@ -178,6 +182,7 @@ def repeatability_loss(
         cost: of a keypoint, in keypoints found again. As each of a pair finds the other, a keypoint
             pays from a chance of half as much on.
         reach: pixels along x and y within which a keypoint is found again, 1 or more.
+        zoom: what the other view shows more than so many times larger neither costs nor gains.
 
     Returns:
         Scalar, from cost - 1 to cost.
@@ -194,8 +199,8 @@ def repeatability_loss(
     with full_precision(logits0):
         heatmap0, heatmap1 = (_log_heatmap(logits).exp() for logits in (logits0, logits1))
         H_1to0 = adjugate(H_0to1)
-        forward = _unrepeated(heatmap0, heatmap1, H_0to1, valid0, valid1, cost, reach)
-        backward = _unrepeated(heatmap1, heatmap0, H_1to0, valid1, valid0, cost, reach)
+        forward = _unrepeated(heatmap0, heatmap1, H_0to1, valid0, valid1, cost, reach, zoom)
+        backward = _unrepeated(heatmap1, heatmap0, H_1to0, valid1, valid0, cost, reach, zoom)
         return (forward + backward) / 2
 
 
@@ -207,6 +212,7 @@ def _unrepeated(
     valid_other: Tensor | None,
     cost: float,
     reach: int,
+    zoom: float,
 ) -> Tensor:
     """`repeatability_loss` in one direction, of heatmaps (B, H, W)."""
     batch, height, width = heatmap.shape
@@ -216,6 +222,8 @@ def _unrepeated(
     landed = warp_points(pixels.mT, H.to(heatmap)).mT
     nearest, counted = _pixels_of(landed, cells)
     landed = torch.where(counted[:, None], landed, nearest.to(landed))
+    if zoom < math.inf:
+        counted = counted & (_magnification(H.to(heatmap), pixels) <= zoom)
     counts = heatmap.new_full((batch,), math.prod(cells))
     if valid is not None:
         counted = counted & valid_at(valid, pixels.long())
@@ -232,6 +240,17 @@ def _unrepeated(
     )
     losses = heatmap.flatten(1) * (cost - found.flatten(1)) * counted
     return image_mean(losses.sum(1), counts, "image")
+
+
+def _magnification(H: Tensor, pixels: Tensor) -> Tensor:
+    """How many times larger H (B, 3, 3) makes what is at pixels (B, 2, N): (B, N).
+
+    The root of its area, ``sqrt(|det H| / |w|^3)`` with ``w`` the third homogeneous coordinate.
+    """
+    a, b, c = H.unbind(1)
+    determinant = (a * torch.linalg.cross(b, c)).sum(1, keepdim=True)
+    w = (c[:, :2, None] * pixels).sum(1) + c[:, 2:]
+    return (determinant / w**3).abs().sqrt()
 
 
 def _sum_near(heatmap: Tensor, reach: int) -> Tensor:

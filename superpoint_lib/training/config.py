@@ -38,8 +38,8 @@ class TrainConfig:
         height: of the samples, a multiple of 8.
         width: of the samples, a multiple of 8.
         photometric: changes of gray levels: none, synthetic, coco_magicpoint, coco_superpoint,
-            defocused, strong or harsh (notebook 01), or several, "coco_superpoint+harsh", one of
-            which is drawn for each view.
+            strong or harsh (notebook 01), or several, "coco_superpoint+harsh", one of which is
+            drawn for each view.
         homography: the warp: a preset of notebook 03, or several, "coco+any-scale", which samples
             take in turn.
         views: 1, or 2: a picture and its warp.
@@ -59,6 +59,8 @@ class TrainConfig:
         repeatability_weight: of the loss of what the other view does not find again
             (``losses.repeatability_loss``); 0 leaves it out.
         repeatability_reach: how far away it may be found, in pixels along x and y.
+        repeatability_zoom: what the other view shows more than so many times larger does not count;
+            0 counts all.
         label_threshold: least score of a photograph's label.
         label_radius: of a photograph's labels nearer than so many pixels to each other in a view,
             the best is kept; 0 keeps all.
@@ -135,6 +137,7 @@ class TrainConfig:
     agreement_within: float = 0.0
     repeatability_weight: float = 0.0
     repeatability_reach: int = 2
+    repeatability_zoom: float = 0.0
     label_threshold: float = 0.0
     label_radius: float = 0.0
     soft_targets: bool = False
@@ -198,6 +201,7 @@ class TrainConfig:
             "agreement_within",
             "label_radius",
             "repeatability_weight",
+            "repeatability_zoom",
             "descriptor_weight",
             "freeze_norm_after",
             "drawn_every",

@@ -67,6 +67,7 @@ def losses_of_maps(
             batch["valid0"],
             batch["valid1"],
             reach=config.repeatability_reach,
+            zoom=config.repeatability_zoom or math.inf,
         )
         losses = _add(losses, "repeatability", repeatability, config.repeatability_weight)
     if not config.descriptor_weight:
