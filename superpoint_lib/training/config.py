@@ -438,27 +438,28 @@ _OPEN_SECOND = replace(
     learning_rate=3e-4,
 )
 
-#: Ready configurations. magicpoint-synthetic, magicpoint-adapted, superpoint, superpoint-further,
-#: superpoint-soft, superpoint-agreement, superpoint-turned, superpoint-mixed, superpoint-sharper,
-#: superpoint-repeatable, superpoint-agreed, superpoint-sturdy, superpoint-distant, superpoint-wide
-#: and superpoint-near train the bundled superpoint, each starting from the one before (magicpoint-
-#: adapted, whose weights are the bundled magicpoint, and superpoint are to be given it as ``init``,
-#: the others expect it in runs; superpoint-repeatable, superpoint-sturdy and those after it start
-#: from averages of those before); from superpoint-further on, on labels of a second, third (soft,
-#: agreement), fourth (turned, mixed), fifth (sharper, repeatable), sixth (agreed, sturdy, distant),
-#: seventh (wide) and eighth round of adaptation (near) and from folded weights, without
-#: normalisation; superpoint-finer, from superpoint-mixed on, and superpoint-placed, from
-#: superpoint-wide on, were tried and not shipped (results/TRIALS.md). superpoint-wide, superpoint-
-#: near and superpoint-placed are for a GPU, as are full-magicpoint, which trains the bundled
-#: magicpoint-synthetic, full-first, full-second and full-superpoint, the same lessons in four
-#: trainings from drawn shapes on: those of the profile full. superpoint-open sees drawn shapes and
-#: pictures of open licences only, from magicpoint-synthetic on; superpoint-open-second, which
-#: trains the bundled superpoint-open, goes on from it with labels of a second round and what the
-#: others have learnt since (superpoint_lib/weights/README.md). original-stage1 and -stage2 (to be
-#: given stage 1's weights) are the training steps of SuperPoint-Pytorch's README, one-stage its
-#: loss as published, both heads from scratch; their gray levels change as in the other recipes,
-#: where the original leaves the first view as it is and changes the second before the warp, with
-#: fewer and smaller shades.
+#: Ready configurations, by what they train (superpoint_lib/weights/README.md has the commands).
+#:
+#: * magicpoint-synthetic: the first detector, from drawn shapes; full-magicpoint, on a GPU, the
+#:   bundled one. magicpoint-adapted: the bundled magicpoint, to be given the first as ``init``.
+#: * The bundled superpoint, each starting from the one before or, from superpoint-repeatable on,
+#:   from an average of those before: superpoint (to be given magicpoint as ``init``; the others
+#:   expect theirs in runs), -further, -soft, -agreement, -turned, -mixed, -sharper, -repeatable,
+#:   -agreed, -sturdy, -distant, -wide and -near. Their labels are of the first round of adaptation,
+#:   a second (further), a third (soft, agreement), a fourth (turned, mixed), a fifth (sharper,
+#:   repeatable), a sixth (agreed, sturdy, distant), a seventh (wide) and an eighth (near). From
+#:   -further on there is no normalisation: the weights are folded. -wide and -near want a GPU.
+#: * The bundled superpoint-open, from drawn shapes and pictures of open licences alone:
+#:   superpoint-open, then superpoint-open-second, on labels of a second round and with what the
+#:   others had learnt since.
+#: * The profile full, on a GPU: full-first, full-second and full-superpoint, the same lessons in
+#:   three trainings after full-magicpoint.
+#: * Tried and not shipped (results/TRIALS.md): superpoint-finer, from superpoint-mixed on, and
+#:   superpoint-placed, from superpoint-wide on, on a GPU.
+#: * As published: original-stage1 and -stage2 (to be given stage 1's weights) are the training
+#:   steps of SuperPoint-Pytorch's README, one-stage its loss with both heads from scratch. Gray
+#:   levels change as in the other recipes, where the original leaves the first view as it is and
+#:   changes the second before the warp, with fewer and smaller shades.
 RECIPES: dict[str, TrainConfig] = {
     "magicpoint-synthetic": TrainConfig(steps=1500, freeze_norm_after=0.85, gradient_clip=5.0),
     "magicpoint-adapted": replace(
