@@ -337,8 +337,8 @@ def _draw_differences(ax: Axes, triples: NDArray[np.float64], sign: int, digits:
         ax.plot([low, high], [place, place], color=color, linewidth=2.2, solid_capstyle="butt")
         ax.plot(value, place, "o", color=color, markersize=4.5)
         text = f"{value:+.{digits}f}"
-        ax.text(1.15 * reach, place, text, va="center", fontsize=10, color=color)
-    ax.set_xlim(-1.35 * reach, 2.4 * reach)  # room for the numbers
+        ax.text(1.3 * reach, place, text, va="center", fontsize=10, color=color)
+    ax.set_xlim(-1.35 * reach, 2.55 * reach)  # room for the numbers
     ax.set_ylim(-0.5, len(triples) - 0.5)
     ax.spines[["bottom", "left"]].set_visible(False)
     ax.tick_params(bottom=False, labelbottom=False, left=False)
