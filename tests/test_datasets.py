@@ -356,6 +356,7 @@ def test_the_best_points_are_kept_apart():
     assert best_apart(points, 4).tolist() == [True, False, True, False, True]
     assert best_apart(points, 5).tolist() == [True, False, True, False, False]
     assert best_apart(points[:0], 4).shape == (0,)
+    assert best_apart(np.full((2, 2), np.inf), 4).all()
 
 
 def test_labels_that_crowd_in_a_view_are_thinned_there(scene):

@@ -317,13 +317,14 @@ def best_apart(points: NDArray[np.floating], radius: float) -> NDArray[np.bool_]
     """Non-maximum suppression of points: the best, then the best of those left, and so on.
 
     Args:
-        points: (N, 2) as (x, y) in pixels, best first.
+        points: (N, 2) as (x, y) in pixels, best first; infinity is near nothing.
         radius: what is as near as that, or nearer, to a kept point along both x and y, is dropped.
 
     Returns:
         (N,) bool, true for those kept.
     """
-    near = np.abs(points[:, None] - points[None]).max(-1) <= radius
+    with np.errstate(invalid="ignore"):  # points at infinity are near nothing
+        near = np.abs(points[:, None] - points[None]).max(-1) <= radius
     better = np.tril(near, -1)
     kept, undecided = np.zeros(len(points), bool), np.ones(len(points), bool)
     while undecided.any():

@@ -62,8 +62,8 @@ class TrainConfig:
         repeatability_zoom: what the other view shows more than so many times larger does not count;
             0 counts all.
         label_threshold: least score of a photograph's label.
-        label_radius: of a photograph's labels nearer than so many pixels to each other in a view,
-            the best is kept; 0 keeps all.
+        label_radius: of a photograph's labels nearer than so many pixels to each other in a view
+            (in the second only with ``whole_picture``) the best is kept; 0 keeps all.
         soft_targets: ask the detector for the probabilities of the labels
             (``losses.keypoints_to_targets``) instead of for every keypoint with certainty.
         sharpen: exponent of those probabilities, above 1 to make the likely ones more certain and
