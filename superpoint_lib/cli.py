@@ -139,7 +139,7 @@ class EvaluateOptions:
     images_per_primitive: int = 200
     """Pictures drawn of each primitive, with --data shapes."""
     precision: Literal["auto", "bf16", "float32"] = "float32"
-    """What the networks compute in; auto: bfloat16 where the device has it. float32 gives the same
+    """What the networks compute in; auto: bfloat16 where that is faster. float32 gives the same
     figures everywhere, up to rounding."""
     resume: bool = True
     """Take what was measured before of the same weights and images by the same code, of a command
@@ -167,7 +167,7 @@ class ExtractorOptions:
     device: str = "auto"
     """cpu, cuda, or auto: the GPU when there is one."""
     precision: Literal["auto", "bf16", "float32"] = "auto"
-    """What the network computes in; auto: bfloat16 where the device has it, else float32."""
+    """What the network computes in; auto: bfloat16 where that is faster, else float32."""
     longest: int = 1600
     """Reduce images whose longer side has more pixels to that many: time and memory grow with the
     area. What is written stays in pixels of the file, turned upright as its orientation tag says.
@@ -807,8 +807,8 @@ def _kept_records(extractor: dict[str, Any], protocol: ProtocolConfig) -> KeptRe
 
     from superpoint_lib.config import to_dict
     from superpoint_lib.evaluation.kept import KeptRecords
+    from superpoint_lib.machine import machine_name
     from superpoint_lib.paths import runs_dir
-    from superpoint_lib.training.facts import machine_name
 
     machine = machine_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     everything = {"extractor": extractor, "protocol": to_dict(protocol), "machine": machine}

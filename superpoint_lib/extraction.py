@@ -109,9 +109,9 @@ def extract(
     gives a list, also for a batch of one. The model stays in the mode it is in: ``from_pretrained``
     gives eval mode; batch normalisation left in train mode uses, and updates by, these images.
 
-    Precision: by itself the network computes in bfloat16 where the device multiplies it in hardware
-    (``model.uses_bfloat16("auto", device)`` tells, and ``Features.computed_in`` afterwards), which
-    is faster. Keypoints move by a small part of a pixel, and some of the weakest come or go;
+    Precision: by itself the network computes in bfloat16 where that is faster on the device
+    (``model.uses_bfloat16("auto", device)`` tells, and ``Features.computed_in`` afterwards).
+    Keypoints move by a small part of a pixel, and some of the weakest come or go;
     results/precision.json says what that does to homographies. Ask for ``precision="float32"``
     where the same numbers are wanted on every machine.
 

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from superpoint_lib import config as configuration
 from superpoint_lib.checkpoints import Weights, load_weights
 from superpoint_lib.geometry.cells import CELL_SIZE, DUSTBIN
+from superpoint_lib.machine import bfloat16_is_faster
 
 Precision = Literal["auto", "bf16", "float32"]
 M = TypeVar("M", bound="MagicPoint")
@@ -297,7 +298,7 @@ def fold_batch_norm(model: M) -> M:
 
 
 def uses_bfloat16(precision: Precision, device: torch.device) -> bool:
-    """Whether to compute in bfloat16: "auto" does where ``device`` multiplies it in hardware.
+    """Whether to compute in bfloat16: "auto" does where that is faster on ``device``.
 
     Raises:
         ValueError: an unknown precision.
@@ -307,13 +308,7 @@ def uses_bfloat16(precision: Precision, device: torch.device) -> bool:
         raise ValueError(f"precision must be one of {', '.join(known)}, got {precision!r}")
     if precision != "auto":
         return precision == "bf16"
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    # Emulated bfloat16 convolutions are slower than float32 ones.
-    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return device.type == "cpu" and any(
-        getattr(torch.cpu, check, lambda: False)() for check in checks
-    )
+    return bfloat16_is_faster(device)
 
 
 @contextmanager

@@ -43,9 +43,10 @@ from superpoint_lib.evaluation.mini import MiniConfig, make_benchmark
 from superpoint_lib.evaluation.protocols import ProtocolConfig, TaskConfig
 from superpoint_lib.evaluation.results import Record, json_ready
 from superpoint_lib.geometry import mean_corner_error
+from superpoint_lib.machine import machine_name
 from superpoint_lib.model import Precision
 from superpoint_lib.paths import data_dir, list_images, read_gray, results_dir, runs_dir, write_json
-from superpoint_lib.training.facts import commit_name, machine_name
+from superpoint_lib.training.facts import commit_name
 
 TASK = TaskConfig(height=240, width=320)
 PROTOCOL = ProtocolConfig(detector=TASK, descriptor=TASK)

@@ -54,7 +54,7 @@ class AdaptConfig:
         batch: images in one forward, over pictures and warps together; 0 takes 4 on a CPU (more
             leave its cache) and 128 on a GPU.
         subpixel: refine keypoints by a soft-argmax over the aggregated response.
-        precision: "bf16" autocast, "float32", or "auto": bfloat16 where the hardware computes it.
+        precision: "bf16" autocast, "float32", or "auto": bfloat16 where that is faster.
         seed: seeds the homographies, together with each picture's relative path.
     """
 

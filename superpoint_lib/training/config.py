@@ -92,7 +92,7 @@ class TrainConfig:
         schedule: see ``training.learning_rate_at``.
         gradient_clip: largest norm of the gradient; 0 for no limit.
         ema_decay: of the moving average of the weights; 0 for none.
-        precision: of the network; "auto" is bfloat16 where the processor multiplies it in hardware.
+        precision: of the network; "auto" is bfloat16 where that is faster.
         compile: compile the network and the losses with torch.compile: a minute or so at the start,
             then a GPU needs half the time for a step. On a CPU it does not pay.
         seed: of weights, samples and their order.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from superpoint_lib.machine import machine_name
 from superpoint_lib.model import uses_bfloat16
 from superpoint_lib.training.config import TrainConfig
 
@@ -31,25 +32,6 @@ def precision_name(config: TrainConfig) -> str:
     mps = torch.backends.mps.is_available()
     name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
     return "bfloat16" if uses_bfloat16(config.precision, torch.device(name)) else "float32"
-
-
-def machine_name(device: torch.device) -> str:
-    """The GPU, or the processor and how many threads of it are in use."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    if device.type != "cpu":
-        return f"{device.type} of {_processor()}"
-    threads = torch.get_num_threads()
-    return f"{threads} thread{'s' * (threads > 1)} of {_processor()}"
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def run_facts(config: TrainConfig, fabric: Fabric) -> dict[str, Any]:
