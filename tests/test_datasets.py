@@ -28,7 +28,6 @@ from superpoint_lib.datasets import (
     resolve_images,
     save_labels,
 )
-from superpoint_lib.datasets.photos import best_apart
 from superpoint_lib.geometry import (
     HOMOGRAPHY_PRESETS,
     HomographyConfig,
@@ -350,15 +349,6 @@ def test_views_from_whole_pictures_zoom_as_drawn_and_crops_make_room(scene):
     assert scales[zooms < 0.7].min() < 0.7 < 1.1 < scales[zooms < 0.7].max()
 
 
-def test_the_best_points_are_kept_apart():
-    # The second falls to the first, so the third is free; the fifth is near along y alone.
-    points = np.array([[0, 0], [4, 0], [8, 0], [8.5, 3], [0, 5]], np.float32)
-    assert best_apart(points, 4).tolist() == [True, False, True, False, True]
-    assert best_apart(points, 5).tolist() == [True, False, True, False, False]
-    assert best_apart(points[:0], 4).shape == (0,)
-    assert best_apart(np.full((2, 2), np.inf), 4).all()
-
-
 def test_labels_that_crowd_in_a_view_are_thinned_there(scene):
     far = HomographyConfig(scale_amplitude=2.0, scales="log-even", perspective=False)
     settings = PLAIN | {"homography": far, "whole_picture": True, "targets": True, "enlarge": 1.5}
@@ -372,7 +362,7 @@ def test_labels_that_crowd_in_a_view_are_thinned_there(scene):
         )
         for points in (other.keypoints, moved):
             distances = np.abs(points[:, None] - points[None]).max(-1)
-            assert (distances[np.triu_indices(len(points), 1)] > 12).all()
+            assert (distances[np.triu_indices(len(points), 1)] >= 12).all()
         assert len(other.whole.probabilities) == len(other.whole.keypoints)
         assert len(other.probabilities) == len(other.keypoints)
         thinned += len(one.whole.keypoints) > len(other.whole.keypoints) > 0

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from superpoint_lib.augmentation import (
@@ -28,6 +29,7 @@ from superpoint_lib.datasets.samples import (
     check_view_arguments,
     in_turn,
 )
+from superpoint_lib.extraction import box_nms
 from superpoint_lib.geometry import (
     HOMOGRAPHY_PRESETS,
     crop_transform,
@@ -288,12 +290,12 @@ class PhotoDataset(Samples):
             picture.image, self.height, self.width, self.crop, rng, self.enlarge, zoom
         )
         moved = _moved(picture, window)
-        kept = np.flatnonzero(on_pixels(moved, self.height, self.width))
-        kept = kept[self._apart(moved[kept])]
+        kept = self._seen(moved)
         probabilities = None if picture.probabilities is None else picture.probabilities[kept]
         whole = None
         if self.whole_picture:
-            far = self._apart(_moved(picture, np.asarray(homography) @ window))
+            # Beyond the view's end, too: the pixels there take a part of a probability.
+            far = self._seen(_moved(picture, np.asarray(homography) @ window), margin=1)
             source = picture.probabilities
             whole = Whole(
                 picture.image,
@@ -303,35 +305,19 @@ class PhotoDataset(Samples):
             )
         return Labelled(cropped, moved[kept], probabilities, homography, rng, whole=whole)
 
-    def _apart(self, keypoints: NDArray[np.float32]) -> NDArray[np.bool_]:
-        if not self.label_radius:
-            return np.ones(len(keypoints), bool)
-        return best_apart(keypoints, self.label_radius)
+    def _seen(self, keypoints: NDArray[np.float32], margin: int = 0) -> NDArray[np.int64]:
+        """Which of (N, 2) keypoints, best first, a view or ``margin`` pixels around it has."""
+        frame = self.height + 2 * margin, self.width + 2 * margin
+        seen = np.flatnonzero(on_pixels(keypoints + margin, *frame))
+        if self.label_radius:
+            ranks = torch.arange(len(seen), 0, -1)
+            kept = box_nms(torch.from_numpy(keypoints[seen]), ranks, self.label_radius, iou=0.0)
+            seen = seen[kept.numpy()]
+        return seen
 
 
 def _moved(picture: _Picture, matrix: NDArray[np.float64]) -> NDArray[np.float32]:
     return warp_points(picture.keypoints.astype(np.float64), matrix).astype(np.float32)
-
-
-def best_apart(points: NDArray[np.floating], radius: float) -> NDArray[np.bool_]:
-    """Non-maximum suppression of points: the best, then the best of those left, and so on.
-
-    Args:
-        points: (N, 2) as (x, y) in pixels, best first; infinity is near nothing.
-        radius: what is as near as that, or nearer, to a kept point along both x and y, is dropped.
-
-    Returns:
-        (N,) bool, true for those kept.
-    """
-    with np.errstate(invalid="ignore"):  # points at infinity are near nothing
-        near = np.abs(points[:, None] - points[None]).max(-1) <= radius
-    better = np.tril(near, -1)
-    kept, undecided = np.zeros(len(points), bool), np.ones(len(points), bool)
-    while undecided.any():
-        best = undecided & ~(better & undecided).any(1)
-        kept |= best
-        undecided &= ~best & ~(near & best).any(1)
-    return kept
 
 
 def _paired_folders(
