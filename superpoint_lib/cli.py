@@ -141,6 +141,8 @@ class EvaluateOptions:
     precision: Literal["auto", "bf16", "float32"] = "float32"
     """What the networks compute in; auto: bfloat16 where that is faster. float32 gives the same
     figures everywhere, up to rounding."""
+    device: str = "auto"
+    """cpu, cuda, mps and so on; auto: the CUDA GPU where there is one, else the processor."""
     resume: bool = True
     """Take what was measured before of the same weights and images by the same code, of a command
     that was stopped, or of another; it is kept in runs/evaluated. --no-resume neither takes nor
@@ -165,7 +167,7 @@ class ExtractorOptions:
     subpixel: bool = True
     """Refine keypoints by a soft-argmax."""
     device: str = "auto"
-    """cpu, cuda, or auto: the GPU when there is one."""
+    """cpu, cuda, mps and so on; auto: the CUDA GPU where there is one, else the processor."""
     precision: Literal["auto", "bf16", "float32"] = "auto"
     """What the network computes in; auto: bfloat16 where that is faster, else float32."""
     longest: int = 1600
@@ -741,10 +743,14 @@ def _evaluate(arguments: Sequence[str]) -> int:
     config = protocol_config(protocol)
     ordered = replace(config, ransac=replace(config.ransac, orders=options.orders))
     # First, as a misspelt name should be told of before a benchmark is made.
-    extractors, facts = _extractors(names, options.precision)
+    extractors, facts = _extractors(names, options.precision, options.device)
     folder = benchmark_folder(options.data)
     sequences = load_sequences(folder)
-    kept = {name: _kept_records(facts[name], ordered) for name in names if options.resume}
+    kept = {
+        name: _kept_records(facts[name], ordered, options.device)
+        for name in names
+        if options.resume
+    }
     # By its name, unless it is changed.
     chosen = protocol if ordered == config else ordered
     with _keeping(options.resume):
@@ -777,14 +783,14 @@ def _few(reasons: Sequence[str], shown: int = 3) -> str:
 
 
 def _extractors(
-    names: Sequence[str], precision: Precision
+    names: Sequence[str], precision: Precision, device: str
 ) -> tuple[dict[str, Extractor], dict[str, dict[str, Any]]]:
     """Extractors by their names, refined ones among them, and what their records depend on."""
     from superpoint_lib.evaluation.hpatches import Refined
 
     split = {name: _split_refined(name) for name in names}
     # One for both names of an extractor, with and without refined matches: it looks once for both.
-    measured = {plain: _measured(plain, precision) for plain, _ in split.values()}
+    measured = {plain: _measured(plain, precision, device) for plain, _ in split.values()}
     extractors, facts = dict[str, "Extractor"](), dict[str, dict[str, Any]]()
     for name, (plain, refined) in split.items():
         extractor, depends_on, has_matches = measured[plain]
@@ -801,16 +807,14 @@ def _split_refined(name: str) -> tuple[str, bool]:
     return (name.removesuffix(REFINED) if refined else name), refined
 
 
-def _kept_records(extractor: dict[str, Any], protocol: ProtocolConfig) -> KeptRecords:
+def _kept_records(extractor: dict[str, Any], protocol: ProtocolConfig, device: str) -> KeptRecords:
     """Where the records of an extractor are kept, by all that they depend on."""
-    import torch
-
     from superpoint_lib.config import to_dict
     from superpoint_lib.evaluation.kept import KeptRecords
-    from superpoint_lib.machine import machine_name
+    from superpoint_lib.machine import choose_device, machine_name
     from superpoint_lib.paths import runs_dir
 
-    machine = machine_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    machine = machine_name(choose_device(device))
     everything = {"extractor": extractor, "protocol": to_dict(protocol), "machine": machine}
     return KeptRecords(runs_dir() / "evaluated", everything)
 
@@ -831,7 +835,7 @@ def _evaluate_on_shapes(options: EvaluateOptions, command: str) -> int:
         )
     _check_file("evaluate: --output", options.output)
     names = options.extractors or SHAPES_DETECTORS
-    detectors = {name: _shapes_detector(name, options.precision) for name in names}
+    detectors = {name: _shapes_detector(name, options.precision, options.device) for name in names}
     results: dict[str, Any] = {"command": command}
     for part in ("clean", "noise"):
         found = evaluate_detectors_on_shapes(
@@ -854,7 +858,7 @@ def _decimals(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def _shapes_detector(name: str, precision: Precision) -> Detector:
+def _shapes_detector(name: str, precision: Precision, device: str) -> Detector:
     """All detections of a detector, weak ones too: average precision ranks them."""
     from superpoint_lib.evaluation.classical import DETECTORS, EXTRACTORS
     from superpoint_lib.extraction import Features
@@ -867,7 +871,7 @@ def _shapes_detector(name: str, precision: Precision) -> Detector:
             f"evaluate: not for --data shapes: {name}; choose bundled names, weight files, "
             f"{', '.join(DETECTORS)}"
         )
-    model, looks = _model_and_looks(name, DETECTORS)
+    model, looks = _model_and_looks(name, device, DETECTORS)
 
     def detect(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         features = extract_multiscale(
@@ -888,7 +892,7 @@ class _Measured(NamedTuple):
     has_matches: bool
 
 
-def _measured(name: str, precision: Precision = "float32") -> _Measured:
+def _measured(name: str, precision: Precision = "float32", device: str = "auto") -> _Measured:
     """An extractor by the name of an OpenCV method, or by its weights."""
     from superpoint_lib.config import to_dict
     from superpoint_lib.digests import weights_digest
@@ -900,7 +904,7 @@ def _measured(name: str, precision: Precision = "float32") -> _Measured:
         return _Measured(random_extractor(), {"method": name}, False)
     if name in DETECTORS or name in EXTRACTORS:
         return _Measured(classical_extractor(name), {"method": name}, name in EXTRACTORS)
-    model, looks = _model_and_looks(name, (*EXTRACTORS, *DETECTORS, "random"))
+    model, looks = _model_and_looks(name, device, (*EXTRACTORS, *DETECTORS, "random"))
     facts = {
         "weights": weights_digest(model.state_dict()),
         "network": to_dict(model.config),
@@ -917,11 +921,14 @@ class _Looks(TypedDict):
     pyramid: tuple[float, ...]
 
 
-def _model_and_looks(name: str, others: Iterable[str] = ()) -> tuple[MagicPoint, _Looks]:
+def _model_and_looks(
+    name: str, device: str = "auto", others: Iterable[str] = ()
+) -> tuple[MagicPoint, _Looks]:
     """What a name such as superpoint@1,1.5 or superpoint@turned or superpoint@1+0.5 stands for.
 
     Args:
         name: of weights, with the looks behind it.
+        device: where the network goes.
         others: names that would have been possible besides, for the message.
 
     Raises:
@@ -945,7 +952,7 @@ def _model_and_looks(name: str, others: Iterable[str] = ()) -> tuple[MagicPoint,
             "superpoint@1,1.5,turned+0.7:refined"
         ) from None
     try:
-        model = _load_model(weights)
+        model = _load_model(weights, device)
     except FileNotFoundError as error:
         known = f"; besides weights there are {', '.join(others)}" if others else ""
         raise CommandError(f"{error}{known}") from error
@@ -1102,36 +1109,13 @@ def _image_files(paths: Sequence[Path]) -> list[tuple[Path, Path]]:
 def _load_model(weights: str, device: str = "auto") -> MagicPoint:
     """A SuperPoint where the weights have descriptors, else a MagicPoint; in eval mode."""
     from superpoint_lib.checkpoints import load_weights
+    from superpoint_lib.machine import choose_device
     from superpoint_lib.model import MagicPoint, SuperPoint
 
-    device = _device(device)
+    chosen = choose_device(device)
     has_descriptors = any("desc" in key for key in load_weights(weights).state_dict)
     network = SuperPoint if has_descriptors else MagicPoint
-    return network.from_pretrained(weights).to(device).eval()
-
-
-def _device(name: str) -> str:
-    """The device of a name, for auto the GPU where there is one.
-
-    Raises:
-        CommandError: there is none of that name here.
-    """
-    import torch
-
-    found = ["cpu"]
-    if torch.cuda.is_available():
-        found += ["cuda", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
-    found += ["xpu"] if torch.xpu.is_available() else []
-    found += ["mps"] if torch.backends.mps.is_available() else []
-    if name == "auto":
-        return "cuda" if "cuda" in found else "cpu"
-    if name not in found:
-        lacking = "such device" if "cuda" in found or not name.startswith("cuda") else "CUDA GPU"
-        raise CommandError(
-            f"--device {name}: PyTorch {torch.__version__} finds no {lacking} here; choose "
-            f"{', '.join(found)} or auto"
-        )
-    return name
+    return network.from_pretrained(weights).to(chosen).eval()
 
 
 def _extractor(options: ExtractorOptions) -> Callable[[np.ndarray], Features]:

@@ -1,4 +1,4 @@
-"""The machine that computes: what it is called, and whether bfloat16 is its faster number."""
+"""The machine that computes: which of its devices, and what is right and fast there."""
 
 from __future__ import annotations
 
@@ -6,6 +6,45 @@ import platform
 from pathlib import Path
 
 import torch
+
+from superpoint_lib.config import ConfigError
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device of a name, such as cpu, cuda, cuda:1, xpu or mps.
+
+    Args:
+        name: "auto" takes the NVIDIA or AMD GPU where there is one, and the processor elsewhere.
+            Apple's GPUs, mps, have to be asked for: nothing here has been tried on them.
+
+    Raises:
+        ConfigError: there is none of that name here.
+    """
+    found = ["cpu"]
+    if torch.cuda.is_available():
+        found += ["cuda", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    found += ["xpu"] if torch.xpu.is_available() else []
+    found += ["mps"] if torch.backends.mps.is_available() else []
+    if name == "auto":
+        return torch.device("cuda" if "cuda" in found else "cpu")
+    if name not in found:
+        lacking = "such device" if "cuda" in found or not name.startswith("cuda") else "CUDA GPU"
+        raise ConfigError(
+            f"device {name}: PyTorch {torch.__version__} finds no {lacking} here; choose "
+            f"{', '.join(found)} or auto"
+        )
+    return torch.device(name)
+
+
+def training_format(device: torch.device) -> torch.memory_format:
+    """The order in which a network that is trained has its numbers in memory.
+
+    Channels last, which is the fastest; but not on Apple's GPUs, where batch normalisation then has
+    wrong gradients.
+
+    Source: PyTorch's issue 175189.
+    """
+    return torch.contiguous_format if device.type == "mps" else torch.channels_last
 
 
 def machine_name(device: torch.device) -> str:

@@ -811,10 +811,15 @@ def test_a_device_that_is_not_here_is_named_once_with_those_that_are(
         monkeypatch.setattr(kind, "is_available", lambda: False)
     for name in ("a.png", "b.png"):
         write_picture(project / "pictures" / name)
-    arguments = ["extract", "pictures", "--weights", weights["SuperPoint"], "--device", device]
-    line = fails(arguments, capsys)
-    assert f"--device {device}: " in line and line.endswith("choose cpu or auto")
-    assert not (project / "runs").exists()
+    for arguments in (
+        ["extract", "pictures", "--weights", weights["SuperPoint"]],
+        ["evaluate", "superpoint", "--data", "pictures"],
+        ["adapt", "--images", "pictures"],
+        ["train"],
+    ):
+        line = fails([*arguments, "--device", device], capsys)
+        assert f"device {device}: " in line and line.endswith("choose cpu or auto")
+        assert not (project / "runs").exists()
 
 
 @pytest.mark.parametrize(

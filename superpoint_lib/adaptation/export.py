@@ -28,6 +28,7 @@ from superpoint_lib.config import to_dict
 from superpoint_lib.datasets import label_folders, load_labels, read_label_image, save_labels
 from superpoint_lib.digests import digest, weights_digest
 from superpoint_lib.geometry.cells import CELL_SIZE
+from superpoint_lib.machine import choose_device
 from superpoint_lib.memory import keep_freed_memory
 from superpoint_lib.model import MagicPoint, fold_batch_norm
 from superpoint_lib.paths import list_images
@@ -273,7 +274,9 @@ def export_labels(
     if not config.images:
         raise ValueError("no pictures to label: give at least one folder of images")
     keep_freed_memory()
-    device = _device(rank)
+    device = choose_device(config.device)
+    if device == torch.device("cuda"):
+        device = torch.device("cuda", rank % torch.cuda.device_count())
     model = MagicPoint.from_pretrained(config.weights).eval()
     settings = _settings(config, model)
     if model.config.norm == "batch" and model.config.norm_order == "conv-norm-relu":
@@ -305,9 +308,3 @@ def export_labels(
             report.written.extend(job.label for job, _ in batch)
             bar.update(len(batch))
     return report
-
-
-def _device(rank: int) -> torch.device:
-    if torch.cuda.is_available():
-        return torch.device("cuda", rank % torch.cuda.device_count())
-    return torch.device("cpu")

@@ -54,6 +54,8 @@ class AdaptConfig:
         batch: images in one forward, over pictures and warps together; 0 takes 4 on a CPU (more
             leave its cache) and 128 on a GPU.
         subpixel: refine keypoints by a soft-argmax over the aggregated response.
+        device: cpu, cuda, mps and so on; "auto" is the CUDA GPU where there is one, else the
+            processor.
         precision: "bf16" autocast, "float32", or "auto": bfloat16 where that is faster.
         seed: seeds the homographies, together with each picture's relative path.
     """
@@ -77,6 +79,7 @@ class AdaptConfig:
     share_warps: bool = False
     batch: int = 0
     subpixel: bool = True
+    device: str = "auto"
     precision: Precision = "auto"
     seed: int = 0
 

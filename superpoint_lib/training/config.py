@@ -92,6 +92,7 @@ class TrainConfig:
         schedule: see ``training.learning_rate_at``.
         gradient_clip: largest norm of the gradient; 0 for no limit.
         ema_decay: of the moving average of the weights; 0 for none.
+        device: cpu, cuda or mps; "auto" is the CUDA GPU where there is one, else the processor.
         precision: of the network; "auto" is bfloat16 where that is faster.
         compile: compile the network and the losses with torch.compile: a minute or so at the start,
             then a GPU needs half the time for a step. On a CPU it does not pay.
@@ -160,6 +161,7 @@ class TrainConfig:
     schedule: Literal["one-cycle", "constant", "cosine"] = "one-cycle"
     gradient_clip: float = 0.0
     ema_decay: float = 0.0
+    device: str = "auto"
     precision: Precision = "auto"
     compile: bool = False
     seed: int = 0

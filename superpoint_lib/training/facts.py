@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from superpoint_lib.machine import machine_name
+from superpoint_lib.machine import choose_device, machine_name
 from superpoint_lib.model import uses_bfloat16
 from superpoint_lib.training.config import TrainConfig
 
@@ -28,10 +28,9 @@ def describe(config: TrainConfig, fabric: Fabric) -> str:
 
 
 def precision_name(config: TrainConfig) -> str:
-    """What the configuration means on the device that Fabric will choose."""
-    mps = torch.backends.mps.is_available()
-    name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
-    return "bfloat16" if uses_bfloat16(config.precision, torch.device(name)) else "float32"
+    """What the configuration means on its device."""
+    lower = uses_bfloat16(config.precision, choose_device(config.device))
+    return "bfloat16" if lower else "float32"
 
 
 def run_facts(config: TrainConfig, fabric: Fabric) -> dict[str, Any]:

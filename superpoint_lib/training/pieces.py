@@ -20,6 +20,7 @@ from superpoint_lib.datasets import (
     ShapesDataset,
     resolve_images,
 )
+from superpoint_lib.machine import choose_device
 from superpoint_lib.model import MagicPoint, ModelConfig, SuperPoint
 from superpoint_lib.shapes import ShapesConfig
 from superpoint_lib.training.config import TrainConfig
@@ -113,9 +114,11 @@ def make_fabric(config: TrainConfig) -> Fabric:
 
     processes = int(os.environ.get("WORLD_SIZE", 1))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    device = choose_device(config.device)
     with _quiet("lightning_fabric"):  # `describe` says it in one line
         fabric = Fabric(
-            devices=local,
+            accelerator=device.type,
+            devices=[device.index] if device.index is not None else local,
             num_nodes=processes // local,
             strategy="ddp" if processes > 1 else "auto",
             precision="bf16-mixed" if precision_name(config) == "bfloat16" else "32-true",

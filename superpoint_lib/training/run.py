@@ -16,6 +16,7 @@ from torch import Tensor
 from superpoint_lib.checkpoints import BUNDLED_NAMES, load_weights, save_weights
 from superpoint_lib.config import ConfigError, to_dict
 from superpoint_lib.digests import digest, weights_digest
+from superpoint_lib.machine import training_format
 from superpoint_lib.paths import atomic_path, write_json
 from superpoint_lib.training.config import TrainConfig
 from superpoint_lib.training.facts import commit_name
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 #: Keys that change how a run is watched or fed, not what it computes.
-_FREE_KEYS = frozenset({"log_every", "checkpoint_every", "workers"})
+_FREE_KEYS = frozenset({"log_every", "checkpoint_every", "workers", "device"})
 _PARTS = (
     "loss",
     "detector",
@@ -62,7 +63,7 @@ class Run:
         self.config, self.run_dir, self.fabric = config, run_dir, fabric
         start = dataclasses.replace(config, init="") if begun else config
         self.net = make_model(start).to(fabric.device)
-        self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.net.to(memory_format=training_format(fabric.device))  # type: ignore[call-overload]
         if not config.descriptor_weight:
             for name, parameter in self.net.named_parameters():
                 parameter.requires_grad_(not _is_descriptor(name))
