@@ -16,7 +16,8 @@ from notebook_cells import ROOT, code_cells, read
 
 from superpoint_lib import __version__, cli, paths
 from superpoint_lib.checkpoints import load_weights
-from superpoint_lib.cli import COMMANDS, main
+from superpoint_lib.cli import COMMANDS, evaluate, features, main, shared, train
+from superpoint_lib.cli.shared import parse
 from superpoint_lib.config import replace
 from superpoint_lib.evaluation.protocols import TaskConfig
 from superpoint_lib.paths import read_gray
@@ -227,8 +228,8 @@ def test_extract_and_match_tell_what_they_computed_in(project, weights, capsys, 
 )
 def test_evaluate_computes_in_float32_unless_asked_otherwise(weights, options, told):
     arguments = [str(weights["SuperPoint"]), *options]
-    chosen = cli._parse(cli.EvaluateOptions, "evaluate", arguments)
-    extractor = cli._measured(chosen.extractors[0], chosen.precision).extractor
+    chosen = parse(evaluate.EvaluateOptions, "evaluate", arguments)
+    extractor = evaluate._measured(chosen.extractors[0], chosen.precision).extractor
     assert extractor(np.zeros((32, 40), np.float32), TaskConfig()).computed_in == told
 
 
@@ -264,10 +265,10 @@ def test_extract_lists_what_it_cannot_read_and_goes_on(project, weights, capsys,
 
 def test_of_many_pictures_left_out_the_unreadable_come_first():
     unlabelled = [(Path(f"{i}.png"), "no label file") for i in range(30)]
-    told = cli._left_out([*unlabelled, (Path("torn.png"), "cannot be decoded")])
+    told = train._left_out([*unlabelled, (Path("torn.png"), "cannot be decoded")])
     assert told.startswith("left out: torn.png: cannot be decoded\nleft out: 0.png")
     assert told.endswith("left out: 21 more, the last 29.png: no label file\n")
-    assert cli._left_out([]) == "" and cli._left_out(unlabelled[:2]).count("\n") == 2
+    assert train._left_out([]) == "" and train._left_out(unlabelled[:2]).count("\n") == 2
 
 
 def test_a_weight_file_may_have_an_at_in_its_name(project, weights):
@@ -279,7 +280,7 @@ def test_a_weight_file_may_have_an_at_in_its_name(project, weights):
         (f"{path}@1,1.5+0.7+0.5", (1.0, 1.5), (0.7, 0.5)),
     ):
         looks = {"scales": scales, "turned": False, "pyramid": pyramid}
-        assert cli._model_and_looks(name)[1] == looks
+        assert evaluate._model_and_looks(name)[1] == looks
 
 
 def test_match_draws_a_picture_and_needs_descriptors(project, weights, capsys):
@@ -359,7 +360,7 @@ def test_large_images_are_looked_at_smaller_and_told_of_in_pixels_of_the_file(pr
     ],
 )
 def test_how_far_images_are_reduced(size, longest, reduced):
-    image, to_file = cli._reduced(np.zeros(size, np.float32), longest)
+    image, to_file = features.reduce_image(np.zeros(size, np.float32), longest)
     assert image.shape == reduced
     corner = to_file @ [reduced[1] - 0.5, reduced[0] - 0.5, 1]
     assert corner / corner[2] == pytest.approx([size[1] - 0.5, size[0] - 0.5, 1])
@@ -479,7 +480,7 @@ def test_what_is_kept_belongs_to_a_network_and_not_to_its_weights_alone(project)
         config = ModelConfig(channels=(8, 8, 8, 8), head_channels=8, norm_eps=eps)
         torch.manual_seed(0)
         save_weights(f"{eps}.safetensors", MagicPoint(config).state_dict(), to_dict(config), {})
-    first, second = (cli._measured(f"{eps}.safetensors").facts for eps in (1e-5, 1e-3))
+    first, second = (evaluate._measured(f"{eps}.safetensors").facts for eps in (1e-5, 1e-3))
     assert first["weights"] == second["weights"]
     assert first != second
 
@@ -496,15 +497,15 @@ def test_what_has_no_matches_is_not_refined(project, capsys, name):
 
 def test_a_file_may_be_named_as_if_it_were_refined(project):
     (project / "odd:refined").touch()
-    assert cli._split_refined("odd:refined") == ("odd:refined", False)
-    assert cli._split_refined("sift:refined") == ("sift", True)
+    assert evaluate._split_refined("odd:refined") == ("odd:refined", False)
+    assert evaluate._split_refined("sift:refined") == ("sift", True)
 
 
 @pytest.mark.parametrize("name", ["shi_tomasi", "fast"])
 def test_the_protocol_suppresses_classical_detectors(name):
     image = np.zeros((40, 60), np.float32)
     image[20, [20, 24]] = 1.0
-    extractor = cli._measured(name).extractor
+    extractor = evaluate._measured(name).extractor
     # 4 px apart: within radius 4, while boxes of side 4 do not overlap.
     for nms, radius, kept in (("radius", 4, [20]), ("radius", 3, [20, 24]), ("box", 4, [20, 24])):
         features = extractor(image, TaskConfig(nms=nms, nms_radius=radius))
@@ -619,11 +620,11 @@ def notebook_config(stage):
 def test_train_trains_what_the_notebooks_of_a_profile_do(checkout, profile):
     from superpoint_lib.pipeline import plan
 
-    stages = [stage for stage in plan(profile) if stage.notebook.stem in cli.TRAININGS]
+    stages = [stage for stage in plan(profile) if stage.notebook.stem in train.TRAININGS]
     assert len(stages) == (4 if profile == "full" else 2)
     for stage in stages:
-        start = cli.TrainStart(profile=profile, stage=stage.name)
-        assert cli._train_config(start, cli._train_stage(start)[0]) == notebook_config(stage)
+        start = train.TrainStart(profile=profile, stage=stage.name)
+        assert train._train_config(start, train._train_stage(start)[0]) == notebook_config(stage)
 
 
 def test_train_takes_a_stage_of_a_profile(checkout, trained):
@@ -922,7 +923,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_work(project, capsy
 
 
 def test_a_folder_that_takes_no_files_is_told_before_the_work(project, capsys, monkeypatch):
-    monkeypatch.setattr(cli.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(shared.os, "access", lambda path, mode: False)
     line = fails(["evaluate", "orb", "--output", "deep/out.json"], capsys, 2)
     assert "--output deep/out.json: . is not to be written to" in line
 

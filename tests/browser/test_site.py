@@ -37,7 +37,7 @@ def run_dir(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     (checkout / "notebooks" / "profiles").mkdir()
     (checkout / "notebooks" / "profiles" / "quick.yaml").write_text("{}")
-    command = [sys.executable, "-m", "superpoint_lib.cli", "run", "--profile", "quick"]
+    command = [sys.executable, "-m", "superpoint_lib", "run", "--profile", "quick"]
     done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, timeout=LIMIT)
     assert done.returncode == 0, done.stdout + done.stderr
     return checkout / "runs" / "quick"
