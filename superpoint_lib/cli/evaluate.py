@@ -29,15 +29,10 @@ if TYPE_CHECKING:
     from superpoint_lib.evaluation.protocols import ProtocolConfig
     from superpoint_lib.model import MagicPoint, Precision
 
-
 PAIR_EXTRACTORS = ("superpoint", "sift", "orb")
-
-
+SHAPES_DETECTORS = ("magicpoint-synthetic", "magicpoint", "harris", "shi_tomasi", "fast")
 #: Behind the name of an extractor: with its matches refined.
 REFINED = ":refined"
-
-
-SHAPES_DETECTORS = ("magicpoint-synthetic", "magicpoint", "harris", "shi_tomasi", "fast")
 
 
 @dataclass(frozen=True)

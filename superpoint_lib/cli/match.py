@@ -20,7 +20,7 @@ from superpoint_lib.cli.features import (
 from superpoint_lib.cli.shared import CommandError, UsageError, check_file, parse
 
 if TYPE_CHECKING:
-    pass
+    import numpy as np
 
 if TYPE_CHECKING:
     import numpy as np

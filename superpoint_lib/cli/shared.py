@@ -16,7 +16,6 @@ import tyro
 if TYPE_CHECKING:
     from superpoint_lib.model import MagicPoint
 
-
 T = TypeVar("T")
 
 

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from superpoint_lib.pipeline import Stage
     from superpoint_lib.training import TrainConfig
 
-
 #: The notebooks that train a network with their parameters, and what they set besides.
 TRAININGS: dict[str, dict[str, Any]] = {
     "02_magicpoint_training": {},
