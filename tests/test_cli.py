@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
@@ -71,6 +72,16 @@ def fails(arguments, capsys, status=1):
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1, lines
     return lines[0]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["data"]])
+def test_a_reader_who_has_read_enough_gets_no_traceback(arguments):
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "superpoint_lib", *arguments]
+    result = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (result.returncode, result.stderr) == (1, "")
 
 
 def test_help_names_every_command_and_loads_none_of_the_heavy_libraries():

@@ -21,6 +21,16 @@ from superpoint_lib.memory import keep_freed_memory
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 1 for a failure, 2 for wrong usage."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        status = _help_or_command(arguments)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # whoever was to read it, such as head, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _help_or_command(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_help())
         return 0 if arguments else 2
@@ -39,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.disable()  # asyncio would report the notebook that was stopped, at length
         return _fail(f"{name}: {str(stop) or 'stopped'}", 130)
     except Exception as error:
-        if os.environ.get("SUPERPOINT_TRACEBACK"):
+        if os.environ.get("SUPERPOINT_TRACEBACK") or isinstance(error, BrokenPipeError):
             raise
         known = isinstance(error, CommandError | ValueError | OSError | KeyError)
         text = " ".join(str(error.args[0] if isinstance(error, KeyError) else error).split())

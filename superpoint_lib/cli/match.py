@@ -22,9 +22,6 @@ from superpoint_lib.cli.shared import CommandError, UsageError, check_file, pars
 if TYPE_CHECKING:
     import numpy as np
 
-if TYPE_CHECKING:
-    import numpy as np
-
 
 @dataclass(frozen=True)
 class MatchOptions(ExtractorOptions):
