@@ -475,7 +475,7 @@ def test_evaluate_writes_a_table_and_files_with_their_command(project, capsys, m
     kept = list((project / "runs" / "evaluated").rglob("*.jsonl"))
     assert len(kept) == 6
     table = (project / "table.csv").read_text()
-    monkeypatch.setattr("superpoint_lib.evaluation.hpatches._view", None)
+    monkeypatch.setattr("superpoint_lib.evaluation.hpatches.look_at", None)
     assert main(["evaluate", *looks, *arguments[2:]]) == 0
     assert "kept in runs/evaluated: 1 for superpoint@1,1.5, 1 for" in capsys.readouterr().out
     assert (project / "table.csv").read_text() == table

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from superpoint_lib.evaluation import hpatches
+from superpoint_lib.evaluation import extractors
 from superpoint_lib.evaluation.detection import Detector
 from superpoint_lib.extraction import Features, nms
 
@@ -162,7 +162,7 @@ EXTRACTORS: dict[str, Callable[..., Features]] = {"sift": sift, "rootsift": root
 _MEASURED_KEYPOINTS = 2000
 
 
-def classical_extractor(name: str) -> hpatches.Extractor:
+def classical_extractor(name: str) -> extractors.Extractor:
     """One of `DETECTORS` or `EXTRACTORS` as `evaluate` wants it.
 
     Convention: a detector gives all its local maxima, so that the protocol's own suppression
@@ -174,8 +174,8 @@ def classical_extractor(name: str) -> hpatches.Extractor:
     """
     if name in DETECTORS:
         everything = as_extractor(partial(DETECTORS[name], nms_radius=0))
-        return hpatches.plain_extractor(everything, suppress=True)
-    return hpatches.plain_extractor(partial(EXTRACTORS[name], max_keypoints=_MEASURED_KEYPOINTS))
+        return extractors.plain_extractor(everything, suppress=True)
+    return extractors.plain_extractor(partial(EXTRACTORS[name], max_keypoints=_MEASURED_KEYPOINTS))
 
 
 def _extract(
