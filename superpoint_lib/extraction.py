@@ -440,8 +440,8 @@ def sample_descriptors(descriptors: Tensor, keypoints: Tensor) -> Tensor:
     precise = descriptors.to(torch.promote_types(descriptors.dtype, torch.float32))
     if not keypoints.shape[1]:
         return precise.new_zeros((len(precise), 0, precise.shape[1]))
-    if precise.device.type == "mps":
-        precise = precise.contiguous()  # channels last is read wrongly there: PyTorch's issue 174339
+    if precise.device.type == "mps":  # channels last is read wrongly there: PyTorch's issue 174339
+        precise = precise.contiguous()
     # grid_sample without align_corners puts -1 and 1 at the outer edges of the outermost cells.
     x, y = (2 * keypoints.to(precise) + 1).unbind(-1)
     rows, columns = descriptors.shape[2:]
