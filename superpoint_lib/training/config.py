@@ -440,6 +440,17 @@ _OPEN_SECOND = replace(
     learning_rate=3e-4,
 )
 
+_OPEN_THIRD = replace(
+    _OPEN_SECOND,
+    init="runs/superpoint-open-second.safetensors",
+    labels=("runs/labels-open3/open", "runs/labels-open3/training"),
+    agreement_within=2.0,
+    label_radius=4.0,
+    repeatability_weight=6.0,
+    repeatability_zoom=1.5,
+    steps=1200,
+)
+
 #: Ready configurations, by what they train (superpoint_lib/weights/README.md has the commands).
 #:
 #: * magicpoint-synthetic: the first detector, from drawn shapes; full-magicpoint, on a GPU, the
@@ -453,7 +464,8 @@ _OPEN_SECOND = replace(
 #:   -further on there is no normalisation: the weights are folded. -wide and -near want a GPU.
 #: * The bundled superpoint-open, from drawn shapes and pictures of open licences alone:
 #:   superpoint-open, then superpoint-open-second, on labels of a second round and with what the
-#:   others had learnt since.
+#:   others had learnt since, and superpoint-open-third, on labels of a third, with the losses of
+#:   two views counting less of what is not theirs.
 #: * The profile full, on a GPU: full-first, full-second and full-superpoint, the same lessons in
 #:   three trainings after full-magicpoint.
 #: * Tried and not shipped (results/TRIALS.md): superpoint-finer, from superpoint-mixed on, and
@@ -522,6 +534,7 @@ RECIPES: dict[str, TrainConfig] = {
     ),
     "superpoint-open": _OPEN,
     "superpoint-open-second": _OPEN_SECOND,
+    "superpoint-open-third": _OPEN_THIRD,
     "original-stage1": replace(_ORIGINAL, learning_rate=0.01),
     "original-stage2": replace(
         _ORIGINAL,
