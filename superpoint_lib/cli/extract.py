@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tyro.conf import Positional
 
@@ -17,9 +17,6 @@ from superpoint_lib.cli.features import (
     size_text,
 )
 from superpoint_lib.cli.shared import CommandError, UsageError, check_folder, keeping, parse
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

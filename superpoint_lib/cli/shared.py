@@ -108,7 +108,7 @@ def one_line(box: str) -> str:
     return " ".join(text.split()) or "wrong usage"
 
 
-def load_model(weights: str, device: str = "auto") -> MagicPoint:
+def load_model(weights: str, device: str) -> MagicPoint:
     """A SuperPoint where the weights have descriptors, else a MagicPoint; in eval mode."""
     from superpoint_lib.checkpoints import load_weights
     from superpoint_lib.machine import choose_device
