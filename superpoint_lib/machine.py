@@ -70,8 +70,8 @@ def processor_name() -> str:
 def bfloat16_is_faster(device: torch.device) -> bool:
     """Whether convolutions of bfloat16 take less time on ``device`` than those of float32.
 
-    A processor needs AMX for it, or AVX-512's product of bfloat16, but not Intel's: with that alone,
-    as where a virtual machine hides AMX, float32 is faster.
+    A processor needs AMX for it, or AVX-512's product of bfloat16, but not Intel's: with that
+    alone, as where a virtual machine hides AMX, float32 is faster.
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
