@@ -32,7 +32,7 @@ from superpoint_lib.losses import (
     repeatability_loss,
     sharpen_probabilities,
 )
-from superpoint_lib.losses.contrast import _sample
+from superpoint_lib.losses.contrast import _bagged_rows, _gathered_rows, _sample
 from superpoint_lib.losses.detector import _magnification
 from superpoint_lib.losses.pairs import labelled_pixels, nearby_cells
 
@@ -912,3 +912,18 @@ def test_any_threshold_and_no_reach_below_one():
     assert agreement_loss(logits, logits, labels, H, threshold=0) == 0
     with pytest.raises(ValueError, match="reach must be 1"):
         repeatability_loss(logits, logits, H, reach=0)
+
+
+def test_rows_are_summed_alike_on_a_cpu_and_on_a_gpu():
+    generator = torch.Generator().manual_seed(0)
+    index = torch.randint(20, (30, 4), generator=generator)
+    weights = torch.rand(30, 4, generator=generator)
+    rows_of_table = torch.rand(20, 8, generator=generator)
+    answers = []
+    for sums in (_bagged_rows, _gathered_rows):
+        table = rows_of_table.clone().requires_grad_()
+        rows = sums(table, index, weights)
+        (rows**2).sum().backward()
+        answers.append((rows.detach(), table.grad))
+    torch.testing.assert_close(answers[0], answers[1])
+    torch.testing.assert_close(answers[0][0][0], weights[0] @ rows_of_table[index[0]])

@@ -420,6 +420,17 @@ _NEAR = replace(
     compile=True,
 )
 
+_FAIR = replace(
+    _NEAR,
+    init="runs/superpoint-near-blended.safetensors",
+    labels=("runs/labels10",),
+    agreement_within=2.0,
+    label_radius=4.0,
+    repeatability_zoom=1.5,
+)
+
+_FULL = replace(_FAIR, repeatability_weight=0.0)
+
 _OPEN = replace(
     _SOFT,
     init="runs/magicpoint-synthetic-first.safetensors",
@@ -499,37 +510,32 @@ RECIPES: dict[str, TrainConfig] = {
     "superpoint-distant": _DISTANT,
     "superpoint-wide": _WIDE,
     "superpoint-near": _NEAR,
+    "superpoint-fair": _FAIR,
     "superpoint-placed": replace(_NEAR, position_weight=1.0),
     "full-magicpoint": TrainConfig(
         steps=4000, batch_size=128, freeze_norm_after=0.85, gradient_clip=20.0, ema_decay=0.999
     ),
     "full-first": replace(
-        _WIDE,
+        _FULL,
         norm="batch",
         init="runs/train/full-magicpoint/weights.safetensors",
         labels=("runs/labels-full-first",),
-        repeatability_weight=0.0,
         freeze_norm_after=1.0,  # a change there would be compiled anew
         steps=2000,
         learning_rate=2e-3,
-        compile=True,
         seed=1,  # each of these sees views of its own
     ),
     "full-second": replace(
-        _WIDE,
+        _FULL,
         init="runs/full-first.safetensors",
         labels=("runs/labels-full-second",),
-        repeatability_weight=0.0,
         steps=2400,
-        compile=True,
         seed=2,
     ),
     "full-superpoint": replace(
-        _WIDE,
+        _FAIR,
         init="runs/full-second.safetensors",
         labels=("runs/labels-full",),
-        steps=5000,
-        compile=True,
         seed=3,
     ),
     "superpoint-open": _OPEN,
