@@ -113,18 +113,21 @@ def test_bundled_weights_find_the_corners_of_a_square(name):
     assert float(torch.cdist(corners, features.keypoints).min(dim=1).values.max()) < 4
 
 
-def test_bundled_superpoint_matches_a_shifted_image():
+def test_bundled_superpoint_matches_shifted_images():
     model = bundled("superpoint")
     rng = np.random.default_rng(0)
-    scene = np.kron(rng.integers(0, 256, (12, 16)), np.ones((16, 16))).astype(np.uint8)
-    views = (scene[dy : dy + 160, dx : dx + 224] for dx, dy in ((0, 0), (12, 5)))
-    # The best so many: how many exceed the threshold differs between trainings.
-    features = [extract(model, view, max_keypoints=100) for view in views]
-    matches, _ = match(*features)
-    assert len(matches) >= 50
-    moved = (
-        features[0].keypoints[matches[:, 0]]
-        - features[1].keypoints[matches[:, 1]]
-        - torch.tensor([12.0, 5.0])
-    )
-    assert float((moved.norm(dim=1) < 3).float().mean()) > 0.9
+    right = []
+    for _ in range(8):
+        scene = np.kron(rng.integers(0, 256, (12, 16)), np.ones((16, 16))).astype(np.uint8)
+        views = (scene[dy : dy + 160, dx : dx + 224] for dx, dy in ((0, 0), (12, 5)))
+        # The best so many: how many exceed the threshold differs between trainings.
+        features = [extract(model, view, max_keypoints=100) for view in views]
+        matches, _ = match(*features)
+        assert len(matches) >= 50
+        moved = (
+            features[0].keypoints[matches[:, 0]]
+            - features[1].keypoints[matches[:, 1]]
+            - torch.tensor([12.0, 5.0])
+        )
+        right.append(moved.norm(dim=1) < 3)
+    assert float(torch.cat(right).float().mean()) > 0.9

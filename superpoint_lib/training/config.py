@@ -469,10 +469,11 @@ _OPEN_THIRD = replace(
 #: * The bundled superpoint, each starting from the one before or, from superpoint-repeatable on,
 #:   from an average of those before: superpoint (to be given magicpoint as ``init``; the others
 #:   expect theirs in runs), -further, -soft, -agreement, -turned, -mixed, -sharper, -repeatable,
-#:   -agreed, -sturdy, -distant, -wide and -near. Their labels are of the first round of adaptation,
-#:   a second (further), a third (soft, agreement), a fourth (turned, mixed), a fifth (sharper,
-#:   repeatable), a sixth (agreed, sturdy, distant), a seventh (wide) and an eighth (near). From
-#:   -further on there is no normalisation: the weights are folded. -wide and -near want a GPU.
+#:   -agreed, -sturdy, -distant, -wide, -near and -fair. Their labels are of the first round of
+#:   adaptation, a second (further), a third (soft, agreement), a fourth (turned, mixed), a fifth
+#:   (sharper, repeatable), a sixth (agreed, sturdy, distant), a seventh (wide), an eighth (near) and
+#:   a ninth (fair). From -further on there is no normalisation: the weights are folded. -wide, -near
+#:   and -fair want a GPU.
 #: * The bundled superpoint-open, from drawn shapes and pictures of open licences alone:
 #:   superpoint-open, then superpoint-open-second, on labels of a second round and with what the
 #:   others had learnt since, and superpoint-open-third, on labels of a third, with the losses of
@@ -536,6 +537,7 @@ RECIPES: dict[str, TrainConfig] = {
         _FAIR,
         init="runs/full-second.safetensors",
         labels=("runs/labels-full",),
+        steps=9000,
         seed=3,
     ),
     "superpoint-open": _OPEN,
