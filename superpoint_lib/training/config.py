@@ -471,9 +471,9 @@ _OPEN_THIRD = replace(
 #:   expect theirs in runs), -further, -soft, -agreement, -turned, -mixed, -sharper, -repeatable,
 #:   -agreed, -sturdy, -distant, -wide, -near and -fair. Their labels are of the first round of
 #:   adaptation, a second (further), a third (soft, agreement), a fourth (turned, mixed), a fifth
-#:   (sharper, repeatable), a sixth (agreed, sturdy, distant), a seventh (wide), an eighth (near) and
-#:   a ninth (fair). From -further on there is no normalisation: the weights are folded. -wide, -near
-#:   and -fair want a GPU.
+#:   (sharper, repeatable), a sixth (agreed, sturdy, distant), a seventh (wide), an eighth (near)
+#:   and a ninth (fair). From -further on there is no normalisation: the weights are folded. -wide,
+#:   -near and -fair want a GPU.
 #: * The bundled superpoint-open, from drawn shapes and pictures of open licences alone:
 #:   superpoint-open, then superpoint-open-second, on labels of a second round and with what the
 #:   others had learnt since, and superpoint-open-third, on labels of a third, with the losses of
