@@ -15,7 +15,7 @@ from superpoint_lib.machine import (
     processor_name,
     training_format,
 )
-from superpoint_lib.training import TrainConfig, train
+from superpoint_lib.training import TrainConfig, pieces, train
 from superpoint_lib.training.pieces import make_fabric
 
 CPU = torch.device("cpu")
@@ -95,3 +95,10 @@ def test_trainings_and_labels_go_where_they_are_told(no_gpu, tmp_path):
     assert make_fabric(TrainConfig()).device == CPU
     with pytest.raises(ConfigError, match="device cuda:3: "):
         export_labels(AdaptConfig(images=(str(tmp_path),), device="cuda:3"))
+
+
+def test_several_processes_do_not_share_one_gpu(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(pieces, "choose_device", torch.device)
+    with pytest.raises(ConfigError, match="device: cuda:1 is one for all 2 processes; name cuda,"):
+        make_fabric(TrainConfig(device="cuda:1"))

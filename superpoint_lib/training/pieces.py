@@ -108,13 +108,19 @@ def make_fabric(config: TrainConfig) -> Fabric:
     Under torchrun it spans all processes.
 
     Raises:
-        ConfigError: the batch cannot be shared evenly between the processes.
+        ConfigError: the batch cannot be shared evenly between the processes, or one device of
+            several is chosen for all of them.
     """
     from lightning_fabric import Fabric
 
     processes = int(os.environ.get("WORLD_SIZE", 1))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
     device = choose_device(config.device)
+    if processes > 1 and device.index is not None:
+        raise ConfigError(
+            f"device: {config.device} is one for all {processes} processes; name {device.type}, "
+            "and each takes its own"
+        )
     with _quiet("lightning_fabric"):  # `describe` says it in one line
         fabric = Fabric(
             accelerator=device.type,
