@@ -914,7 +914,7 @@ def test_any_threshold_and_no_reach_below_one():
         repeatability_loss(logits, logits, H, reach=0)
 
 
-def test_rows_are_summed_alike_on_a_cpu_and_on_a_gpu():
+def test_both_ways_to_sum_rows_agree():
     generator = torch.Generator().manual_seed(0)
     index = torch.randint(20, (30, 4), generator=generator)
     weights = torch.rand(30, 4, generator=generator)
