@@ -13,7 +13,6 @@ from kornia.geometry.subpix import spatial_soft_argmax2d
 from torch import nn
 from torch.nn import functional as F
 
-from superpoint_lib import extraction
 from superpoint_lib.adaptation import AdaptConfig, adapt_heatmap
 from superpoint_lib.datasets import bundled_photos
 from superpoint_lib.extraction import (
@@ -23,12 +22,14 @@ from superpoint_lib.extraction import (
     decode_heatmap,
     extract,
     extract_from_maps,
+    inference,
     match,
     nms,
     prepare_images,
     sample_descriptors,
     soft_argmax,
 )
+from superpoint_lib.extraction.descriptors import _nearest
 from superpoint_lib.model import (
     MagicPoint,
     ModelConfig,
@@ -477,7 +478,7 @@ def test_bfloat16_is_chosen_where_the_processor_has_it_and_told(monkeypatch):
     assert not torch.equal(exact.keypoint_scores, rounded.keypoint_scores)
     for has_it, expected in ((False, exact), (True, rounded)):
         monkeypatch.setattr(
-            extraction, "uses_bfloat16", lambda precision, device, has_it=has_it: has_it
+            inference, "uses_bfloat16", lambda precision, device, has_it=has_it: has_it
         )
         found = extract(model, image, threshold=0.0)
         assert found.computed_in == expected.computed_in
@@ -497,7 +498,7 @@ def test_a_converted_model_computes_in_its_own_type(dtype, precision):
 def test_results_do_not_depend_on_what_is_computed_together(monkeypatch, precision):
     model, images = superpoint(), uniform(5, 1, 32, 48)
     together = extract(model, images, precision=precision, threshold=0.0)
-    monkeypatch.setattr(extraction, "_CHUNK_PIXELS", 2 * 32 * 48)
+    monkeypatch.setattr(inference, "_CHUNK_PIXELS", 2 * 32 * 48)
     sizes = []
     with model.register_forward_hook(lambda module, inputs, maps: sizes.append(len(inputs[0]))):
         in_parts = extract(model, images, precision=precision, threshold=0.0)
@@ -507,7 +508,7 @@ def test_results_do_not_depend_on_what_is_computed_together(monkeypatch, precisi
 
 
 def test_batch_statistics_are_those_of_the_whole_batch(monkeypatch):
-    monkeypatch.setattr(extraction, "_CHUNK_PIXELS", 1)
+    monkeypatch.setattr(inference, "_CHUNK_PIXELS", 1)
     model = SuperPoint(ModelConfig(channels=(8, 8, 16, 16), head_channels=24)).eval()
     sizes = []
     with model.register_forward_hook(lambda module, inputs, maps: sizes.append(len(inputs[0]))):
@@ -649,7 +650,7 @@ def test_ratio_equals_kornia_in_both_directions(ratio):
 def test_the_nearest_of_equals_is_the_first(shape):
     table = torch.randint(0, 3, shape, generator=torch.Generator().manual_seed(0)) / 2
     for dim in (0, 1):
-        assert torch.equal(extraction._nearest(table, dim), table.argmax(dim))
+        assert torch.equal(_nearest(table, dim), table.argmax(dim))
 
 
 def test_match_by_hand():

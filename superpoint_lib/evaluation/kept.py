@@ -29,6 +29,7 @@ _A_MONTH = 30 * 24 * 3600.0  # in seconds
 # What an evaluation computes comes from none of these; what cli chooses is part of the identity.
 _NOT_BELOW = (
     "adaptation",
+    "batches",
     "cli",
     "exported",
     "interop",
