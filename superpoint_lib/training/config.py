@@ -539,7 +539,7 @@ RECIPES: dict[str, TrainConfig] = {
         _FAIR,
         init="runs/full-second.safetensors",
         labels=("runs/labels-full",),
-        steps=7500,
+        steps=12_000,
         seed=3,
     ),
     "superpoint-open": _OPEN,
