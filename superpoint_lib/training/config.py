@@ -466,6 +466,14 @@ _OPEN_THIRD = replace(
     steps=1200,
 )
 
+_OPEN_FOURTH = replace(
+    _OPEN_THIRD,
+    init="runs/superpoint-open-third.safetensors",
+    labels=("runs/labels-open4/open", "runs/labels-open4/training"),
+    soft_targets=False,
+    steps=2800,
+)
+
 #: Ready configurations, by what they train (superpoint_lib/weights/README.md has the commands).
 #:
 #: * magicpoint-synthetic: the first detector, from drawn shapes; full-magicpoint, on a GPU, the
@@ -545,6 +553,7 @@ RECIPES: dict[str, TrainConfig] = {
     "superpoint-open": _OPEN,
     "superpoint-open-second": _OPEN_SECOND,
     "superpoint-open-third": _OPEN_THIRD,
+    "superpoint-open-fourth": _OPEN_FOURTH,
     "original-stage1": replace(_ORIGINAL, learning_rate=0.01),
     "original-stage2": replace(
         _ORIGINAL,
