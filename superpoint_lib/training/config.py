@@ -488,8 +488,9 @@ _OPEN_FOURTH = replace(
 #:   -near and -fair want a GPU.
 #: * The bundled superpoint-open, from drawn shapes and pictures of open licences alone:
 #:   superpoint-open, then superpoint-open-second, on labels of a second round and with what the
-#:   others had learnt since, and superpoint-open-third, on labels of a third, with the losses of
-#:   two views counting less of what is not theirs.
+#:   others had learnt since, superpoint-open-third, on labels of a third, with the losses of two
+#:   views counting less of what is not theirs, and superpoint-open-fourth, which takes labels for
+#:   certain.
 #: * The profile full, on a GPU: full-first, full-second and full-superpoint, the same lessons in
 #:   three trainings after full-magicpoint.
 #: * Tried and not shipped (results/TRIALS.md): superpoint-finer, from superpoint-mixed on, and
