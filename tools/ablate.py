@@ -2,7 +2,8 @@
 
     python tools/ablate.py --labels runs/labels    # writes results/ablations.json
     python tools/ablate.py --study views --labels runs/labels    # results/ablations_views.json
-    python tools/ablate.py --study agreement --init superpoint-open \
+    python tools/ablate.py --study agreement \
+        --init runs/superpoint-open-second-shipped.safetensors \
         --labels runs/labels-open2/open runs/labels-open2/training   # ..._agreement.json
 
 Each variant differs from ``plain`` in what it is named after and starts from the same weights with
