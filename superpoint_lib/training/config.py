@@ -474,6 +474,15 @@ _OPEN_FOURTH = replace(
     steps=2800,
 )
 
+_OPEN_FIFTH = replace(
+    _OPEN_FOURTH,
+    init="runs/superpoint-open-fourth.safetensors",
+    labels=("runs/labels-open5/open", "runs/labels-open5/training"),
+    label_threshold=0.01,
+    learning_rate=5e-4,
+    seed=5,  # the first steps of the two before saw the same views
+)
+
 #: Ready configurations, by what they train (superpoint_lib/weights/README.md has the commands).
 #:
 #: * magicpoint-synthetic: the first detector, from drawn shapes; full-magicpoint, on a GPU, the
@@ -489,8 +498,8 @@ _OPEN_FOURTH = replace(
 #: * The bundled superpoint-open, from drawn shapes and pictures of open licences alone:
 #:   superpoint-open, then superpoint-open-second, on labels of a second round and with what the
 #:   others had learnt since, superpoint-open-third, on labels of a third, with the losses of two
-#:   views counting less of what is not theirs, and superpoint-open-fourth, which takes labels for
-#:   certain.
+#:   views counting less of what is not theirs, and superpoint-open-fourth and -fifth, which take
+#:   labels for certain.
 #: * The profile full, on a GPU: full-first, full-second and full-superpoint, the same lessons in
 #:   three trainings after full-magicpoint.
 #: * Tried and not shipped (results/TRIALS.md): superpoint-finer, from superpoint-mixed on, and
@@ -555,6 +564,7 @@ RECIPES: dict[str, TrainConfig] = {
     "superpoint-open-second": _OPEN_SECOND,
     "superpoint-open-third": _OPEN_THIRD,
     "superpoint-open-fourth": _OPEN_FOURTH,
+    "superpoint-open-fifth": _OPEN_FIFTH,
     "original-stage1": replace(_ORIGINAL, learning_rate=0.01),
     "original-stage2": replace(
         _ORIGINAL,
