@@ -18,7 +18,6 @@ import numpy as np
 
 IMAGE_EXTENSIONS = frozenset(
     {
-        ".avif",
         ".bmp",
         ".dib",
         ".gif",
@@ -42,7 +41,7 @@ IMAGE_EXTENSIONS = frozenset(
 """Lower-case extensions of the picture formats that OpenCV's wheels read rightly as grey values.
 
 Sun raster (.ras, .sr) and .pfm are left out: OpenCV 5 reads grey ones as black, or leaves colour
-ones in colour.
+ones in colour. So is .avif, whose orientation tag it does not apply.
 """
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -140,7 +139,8 @@ def read_gray(path: str | Path) -> np.ndarray:
     """Read a picture as grey values.
 
     Convention: colours are weighted as OpenCV does (0.299 R + 0.587 G + 0.114 B), deeper pictures
-    are reduced to 8 bits, and the camera's orientation tag is applied.
+    are reduced to 8 bits, and the camera's orientation tag is applied (but that
+    of an AVIF file: OpenCV leaves such a picture as it is stored).
 
     Returns:
         float32 (H, W) in [0, 1].

@@ -471,7 +471,13 @@ def explore_homographies(
             "perspective": _slider(
                 "perspective amplitude", base.perspective_amplitude_x, 0.0, 0.4, 0.01
             ),
-            "scale": _slider("scale amplitude", base.scale_amplitude, 0.0, 0.8, 0.01),
+            "scale": _slider(
+                "scale amplitude",
+                base.scale_amplitude,
+                0.0,
+                max(0.8, base.scale_amplitude),  # a slider silently moves a value beyond its end
+                0.01,
+            ),
             "max_angle": _int_slider(
                 "largest angle (degrees)", round(np.rad2deg(base.max_angle)), 0, 180
             ),

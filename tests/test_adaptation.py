@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import cv2
@@ -495,6 +496,16 @@ def test_unreadable_pictures_are_listed_at_the_end(config, images):
     assert len(report.written) == 3
     assert names([path for path, _ in report.failed]) == {"empty.png", "text.jpg"}
     assert "3 label files written" in str(report) and "text.jpg" in str(report)
+
+
+def test_names_that_are_no_text_are_names(config, images):
+    try:
+        os.rename(images / "b.jpg", os.fsencode(images) + b"/caf\xe9.jpg")
+    except OSError:
+        pytest.skip("this file system has no such names")
+    report = export_labels(config, progress=False)
+    assert names(report.written) == {"a.npz", os.fsdecode(b"caf\xe9.npz"), "c.npz"}
+    assert not export_labels(config, progress=False).written  # all there already
 
 
 def test_any_failure_to_read_one_picture_leaves_the_others(config, monkeypatch):

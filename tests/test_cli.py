@@ -211,6 +211,23 @@ def test_extract_writes_features_and_lists_what_it_cannot_read(project, weights,
         assert features["image_size"].tolist() == [80, 100]
 
 
+def test_a_name_that_is_no_text_does_not_end_an_extract(project, weights):
+    write_picture(project / "pictures" / "z.png")
+    try:
+        os.link(project / "pictures" / "z.png", os.fsencode(project) + b"/pictures/caf\xe9.png")
+    except OSError:
+        pytest.skip("this file system has no such names")
+    command = [sys.executable, "-m", "superpoint_lib", "extract", "pictures", "--output", "out"]
+    told = subprocess.run(
+        [*command, "--weights", weights["SuperPoint"]],
+        env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},
+        capture_output=True,
+        check=True,
+    )
+    assert b"caf\\udce9.npz: " in told.stdout
+    assert (project / "out" / "z.npz").exists()
+
+
 def test_an_interrupted_extract_leaves_no_half_file(project, weights, capsys, monkeypatch):
     def interrupted(path, **arrays):
         Path(path).write_bytes(b"half")

@@ -177,6 +177,19 @@ def test_warped_pairs_are_made_of_every_picture_and_small(tmp_path, photo):
     assert made_with == to_dict(mini.HARD) != to_dict(mini.WARPED)
 
 
+@pytest.mark.parametrize("source", [".", "../here", "link"])
+def test_warped_pairs_are_named_after_the_folder_however_it_is_written(
+    tmp_path, photo, monkeypatch, source
+):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "link").symlink_to(".")
+    assert cv2.imwrite(str(tmp_path / "here/a.png"), (photo * 255).clip(0, 255))
+    monkeypatch.setattr(mini, "runs_dir", lambda: tmp_path / "runs")
+    monkeypatch.chdir(tmp_path / "here")
+    name = "link" if source == "link" else "here"
+    assert warped_pairs(source=source) == tmp_path / "runs/warped-pairs" / name
+
+
 def test_two_pictures_that_would_bear_one_name_are_refused(tmp_path, photo):
     gray = np.round(255 * photo.clip(0, 1)).astype(np.uint8)
     for name in ("a/b.png", "a_b.png"):

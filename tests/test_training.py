@@ -970,6 +970,8 @@ def test_the_blend_of_two_networks_by_hand():
     torch.testing.assert_close(blended["b"], torch.tensor([[2.25]]))
     for share, one in ((0.0, weights), (1.0, others)):
         assert all(torch.equal(blend_weights(weights, others, share)[n], one[n]) for n in one)
+    counts = [{"batches": torch.tensor(n)} for n in (3, 8)]
+    assert blend_weights(*counts, 0.25) == counts[0]
     with pytest.raises(ValueError, match="do not blend: b differs"):
         blend_weights(weights, others | {"b": torch.zeros(1)}, 0.5)
     with pytest.raises(ValueError, match=r"must be in 0\.\.1, got 1\.5"):

@@ -15,6 +15,7 @@ from torch import nn
 from superpoint_lib import widgets
 from superpoint_lib.adaptation import AdaptConfig, adapt_heatmap, adaptation_homographies
 from superpoint_lib.extraction import Features, extract, match
+from superpoint_lib.geometry import HOMOGRAPHY_PRESETS
 from superpoint_lib.model import ModelConfig, SuperPoint
 
 pytest.importorskip("ipywidgets")
@@ -180,6 +181,10 @@ def test_shapes_homographies_photometric_and_hinge_follow_every_control(image):
     assert changes(shapes, "primitive", "cube") and changes(shapes, "first", 8)
     assert changes(shapes, "min_contrast", 0) and changes(shapes, "keypoints", False)
 
+    for preset in HOMOGRAPHY_PRESETS.values():
+        first = widgets.explore_homographies(image, preset).controls
+        assert first["scale"].value == pytest.approx(preset.scale_amplitude)
+        assert first["perspective"].value == pytest.approx(preset.perspective_amplitude_x)
     warps = widgets.explore_homographies(image)
     for name, value in {
         "perspective": 0.0,

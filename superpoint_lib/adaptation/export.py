@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -197,7 +198,7 @@ def _picture_homographies(
 ) -> NDArray[np.float64]:
     # Seeded by the picture, not by its place in the list, so that batches, resuming and sharding
     # change nothing.
-    key = 0 if config.share_warps else zlib.crc32(name.encode())
+    key = 0 if config.share_warps else zlib.crc32(os.fsencode(name))
     rng = np.random.default_rng([config.seed, key, 1])
     return adaptation_homographies(config.warps, *shape, config.homography, rng)
 

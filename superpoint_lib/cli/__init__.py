@@ -7,6 +7,7 @@ line and exits with 1, a wrong usage with 2; ``SUPERPOINT_TRACEBACK=1`` shows wh
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -21,6 +22,9 @@ from superpoint_lib.memory import keep_freed_memory
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 1 for a failure, 2 for wrong usage."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # the name of a file may be no text
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = _help_or_command(arguments)
         sys.stdout.flush()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import os
 import shutil
 import time
 import warnings
@@ -106,7 +107,7 @@ def sequence_digest(paths: Iterable[Path], homographies: np.ndarray) -> str:
     Returns:
         Sixteen hexadecimal digits.
     """
-    images = [part for path in paths for part in (path.parent.name.encode(), path.read_bytes())]
+    images = [part for path in paths for part in (os.fsencode(path.parent.name), path.read_bytes())]
     return digest([*images, np.ascontiguousarray(homographies).tobytes()])
 
 

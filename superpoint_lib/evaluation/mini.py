@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import shutil
 import uuid
 import zlib
@@ -178,7 +179,8 @@ def warped_pairs(
             else "name another folder"
         )
         raise ValueError(f"no pictures in {pictures}: put some there, or {instead}")
-    name = pictures.name + kind.removeprefix("warped")
+    # "." has no name of its own; a link keeps its name.
+    name = Path(os.path.abspath(pictures)).name + kind.removeprefix("warped")
     target = runs_dir() / "warped-pairs" / name if folder is None else Path(folder)
     return make_benchmark(target, photos, WARPED_KINDS[kind], progress=True)
 
@@ -289,7 +291,7 @@ def _move(temporary: Path, target: Path, settings: dict[str, Any]) -> None:
 def _write_sequences(root: Path, name: str, photo: Image, config: MiniConfig) -> None:
     kinds = {"i": config.illumination, "v": config.viewpoint}
     for kind in (letter for letter, wanted in kinds.items() if wanted):
-        rng = np.random.default_rng([config.seed, zlib.crc32(f"{kind}_{name}".encode())])
+        rng = np.random.default_rng([config.seed, zlib.crc32(os.fsencode(f"{kind}_{name}"))])
         homographies = (
             _viewpoints(config, rng)
             if kind == "v"

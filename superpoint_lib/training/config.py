@@ -234,7 +234,10 @@ class TrainConfig:
                     f"{key}: a setting of descriptor_loss 'infonce', got {self.descriptor_loss!r}"
                 )
         if not self.detector_weight and not self.descriptor_weight:
-            raise ConfigError("detector_weight and descriptor_weight are both 0: nothing to train")
+            raise ConfigError(
+                "detector_weight and descriptor_weight are both 0: the other losses only go "
+                "beside one of them"
+            )
         if self.soft_targets and self.data != "photos":
             raise ConfigError(
                 "soft_targets: drawn shapes are certain; probabilities come with the labels of "

@@ -104,7 +104,11 @@ def blend_weights(
     if shapes != other_shapes:
         differing = sorted(set(shapes.items()) ^ set(other_shapes.items()))
         raise ValueError(f"networks of different weights do not blend: {differing[0][0]} differs")
-    return {name: torch.lerp(w, others[name].to(w), share) for name, w in weights.items()}
+    # Batch normalisation counts its batches in a whole number, of which there is no average.
+    return {
+        name: torch.lerp(w, others[name].to(w), share) if w.is_floating_point() else w
+        for name, w in weights.items()
+    }
 
 
 def sharpen_scores(net: MagicPoint, exponent: float) -> None:

@@ -235,7 +235,7 @@ def _source_digests(config: TrainConfig) -> dict[str, str]:
         digests[folder] = digest(
             part
             for file in files
-            for part in (str(file.relative_to(folder)).encode(), file.read_bytes())
+            for part in (os.fsencode(file.relative_to(folder)), file.read_bytes())
         )
     return digests
 
