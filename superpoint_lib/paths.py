@@ -139,8 +139,8 @@ def read_gray(path: str | Path) -> np.ndarray:
     """Read a picture as grey values.
 
     Convention: colours are weighted as OpenCV does (0.299 R + 0.587 G + 0.114 B), deeper pictures
-    are reduced to 8 bits, and the camera's orientation tag is applied (but that
-    of an AVIF file: OpenCV leaves such a picture as it is stored).
+    are reduced to 8 bits, and the camera's orientation tag is applied (but that of an AVIF file:
+    OpenCV leaves such a picture as it is stored).
 
     Returns:
         float32 (H, W) in [0, 1].
