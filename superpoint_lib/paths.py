@@ -7,8 +7,9 @@ under a temporary name and then moved into place, so an interrupted run never le
 import dataclasses
 import json
 import os
+import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,6 @@ IMAGE_EXTENSIONS = frozenset(
         ".jpe",
         ".jpeg",
         ".jpg",
-        ".pam",
         ".pbm",
         ".pgm",
         ".pic",
@@ -41,8 +41,11 @@ IMAGE_EXTENSIONS = frozenset(
 """Lower-case extensions of the picture formats that OpenCV's wheels read rightly as grey values.
 
 Sun raster (.ras, .sr) and .pfm are left out: OpenCV 5 reads grey ones as black, or leaves colour
-ones in colour. So is .avif, whose orientation tag it does not apply.
+ones in colour. So is .avif, whose orientation tag it does not apply, and .pam (`read_gray`).
 """
+
+# The largest value of a netpbm file: after the width and the height, comments between them.
+_MAXVAL = re.compile(rb"P[2356]" + 3 * rb"(?:\s|#[^\n]*\n)+(\d+)")
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -96,7 +99,8 @@ def bundled_weights_dir() -> Path:
 def list_images(*folders: str | Path, recursive: bool = True) -> list[Path]:
     """List the pictures in folders, sorted within each folder given.
 
-    Convention: soft links are followed, hidden files left out, extensions compared without case.
+    Convention: soft links are followed, but not those that lead back to a folder on the way; hidden
+    files are left out, extensions compared without case.
 
     Args:
         folders: one or several folders; the order given is kept.
@@ -109,10 +113,10 @@ def list_images(*folders: str | Path, recursive: bool = True) -> list[Path]:
         FileNotFoundError: a folder is missing; the message says how to supply it.
         NotADirectoryError: a path is not a folder.
     """
-    return [path for folder in folders for path in sorted(_images_in(Path(folder), recursive))]
+    return [path for folder in folders for path in _images_in(Path(folder), recursive)]
 
 
-def _images_in(folder: Path, recursive: bool) -> Iterator[Path]:
+def _images_in(folder: Path, recursive: bool) -> list[Path]:
     if not folder.exists():
         raise FileNotFoundError(
             f"no folder {folder}: link your pictures there (ln -s /path/to/pictures {folder}), "
@@ -120,19 +124,24 @@ def _images_in(folder: Path, recursive: bool) -> Iterator[Path]:
         )
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is not a folder of pictures")
-    for parent, names, files in os.walk(folder, followlinks=True):
-        here = Path(parent).resolve()
-        # A link that leads back up would be walked for ever.
-        names[:] = [
-            name
-            for name in names
-            if recursive
-            and name[0] != "."
-            and (Path(parent) / name).resolve() not in (here, *here.parents)
-        ]
-        for name in files:
-            if name[0] != "." and Path(name).suffix.lower() in IMAGE_EXTENSIONS:
-                yield Path(parent) / name
+    return list_files(folder, IMAGE_EXTENSIONS, recursive)
+
+
+def list_files(folder: Path, extensions: Collection[str], recursive: bool = True) -> list[Path]:
+    """List the files of a folder that have one of these extensions, by the rules of list_images."""
+    return sorted(
+        path for path in _walk(folder, recursive, frozenset()) if path.suffix.lower() in extensions
+    )
+
+
+def _walk(folder: Path, recursive: bool, above: frozenset[Path]) -> Iterator[Path]:
+    here = folder.resolve()
+    above |= {here, *here.parents}  # a link that leads back there would be walked for ever
+    _, names, files = next(os.walk(folder), ("", [], []))
+    yield from (folder / name for name in files if name[0] != ".")
+    for name in names if recursive else ():
+        if name[0] != "." and (folder / name).resolve() not in above:
+            yield from _walk(folder / name, recursive, above)
 
 
 def read_gray(path: str | Path) -> np.ndarray:
@@ -140,7 +149,8 @@ def read_gray(path: str | Path) -> np.ndarray:
 
     Convention: colours are weighted as OpenCV does (0.299 R + 0.587 G + 0.114 B), deeper pictures
     are reduced to 8 bits, and the camera's orientation tag is applied (but that of an AVIF file:
-    OpenCV leaves such a picture as it is stored).
+    OpenCV leaves such a picture as it is stored). PAM files are refused: OpenCV 5 writes beyond its
+    memory when one has grey values and transparency.
 
     Returns:
         float32 (H, W) in [0, 1].
@@ -153,14 +163,23 @@ def read_gray(path: str | Path) -> np.ndarray:
     if not path.is_file():
         raise FileNotFoundError(f"no picture {path}")
     data = _without_profile(np.fromfile(path, dtype=np.uint8))
+    header = data[:1024].tobytes()
+    if header.startswith(b"P7"):
+        raise UnreadableImageError(f"cannot read {path}: PAM is not supported, save it as PNG")
+    maxval = _MAXVAL.match(header)
+    largest = int(maxval[3]) if maxval else 255
+    # OpenCV takes it for 255 or 65535; the cameras of machines write 1023 and 4095.
+    flags = cv2.IMREAD_GRAYSCALE | (0 if largest in (255, 65535) else cv2.IMREAD_ANYDEPTH)
     try:
-        image = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE) if data.size else None
+        image = cv2.imdecode(data, flags) if data.size else None
     except cv2.error as error:
         raise UnreadableImageError(f"cannot read {path} as a picture: {error}") from error
     if image is None:
         raise UnreadableImageError(
             f"cannot read {path} as a picture: empty, or a format that OpenCV does not read"
         )
+    if flags != cv2.IMREAD_GRAYSCALE:
+        image = (image.clip(0, largest) * (255 / largest)).round()
     return image.astype(np.float32) / 255
 
 
@@ -179,12 +198,13 @@ def _without_profile(data: np.ndarray) -> np.ndarray:
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside ``path``; move it into place if the block succeeds.
 
-    The temporary name keeps the extension, which some writers insist on. Missing parent folders are
-    made. If the block raises, ``path`` stays as it was and the temporary file is removed.
+    The temporary name keeps the extension, which some writers insist on, and is short, as ``path``
+    may be as long as names can be. Missing parent folders are made. If the block raises, ``path``
+    stays as it was and the temporary file is removed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:12]}{path.suffix}")
+    temporary = path.with_name(f".{uuid.uuid4().hex[:12]}{path.suffix}")
     try:
         yield temporary
         os.replace(temporary, path)

@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -821,6 +822,17 @@ def test_export_stores_a_weight_file_anew(project, weights, capsys):
     assert "no weight file nothing" in fails(missing, capsys)
     assert "--blend and --sharpen take" in fails([*arguments, "--blend", path], capsys)
     assert "--blend and --sharpen take" in fails([*arguments, "--sharpen", "2"], capsys)
+
+
+def test_export_never_writes_over_what_it_exports(project, weights, capsys):
+    folder = project / "run"
+    folder.mkdir()
+    kept = shutil.copy(weights["SuperPoint"], folder / "weights.safetensors")
+    before = Path(kept).read_bytes()
+    for source in ("run", "run/weights.safetensors"):
+        arguments = ["export", "--weights", source, "--output", "run/../run/weights.safetensors"]
+        assert "holds the weights to export" in fails(arguments, capsys)
+    assert Path(kept).read_bytes() == before
 
 
 def test_an_unknown_ending_and_a_missing_gpu_are_refused(project, weights, capsys, monkeypatch):

@@ -232,11 +232,17 @@ def test_label_files_are_never_unpickled(tmp_path):
         load_labels(tmp_path / "p.npz")
 
 
-def test_label_folder_of_each_image_folder():
+def test_label_folder_of_each_image_folder(tmp_path, monkeypatch):
     assert label_folders(["data/a"], "out") == [Path("out")]
     assert label_folders(["data/a", "b"], "out") == [Path("out/a"), Path("out/b")]
     with pytest.raises(ValueError, match="different names"):
         label_folders(["x/train", "y/train"], "out")
+    # A link has its own name, and "." the name of the folder that it is.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "open").symlink_to(tmp_path / "pictures")
+    (tmp_path / "more").symlink_to(tmp_path / "other" / "pictures")
+    assert label_folders(["open", "more/"], "out") == [Path("out/open"), Path("out/more")]
+    assert label_folders([".", "open"], "out") == [Path("out") / tmp_path.name, Path("out/open")]
 
 
 # --- crops ---------------------------------------------------------------------------------------
@@ -286,6 +292,15 @@ def test_random_crops_are_between_the_whole_picture_and_the_largest_scale(enlarg
 @pytest.fixture
 def scene(tmp_path: Path) -> tuple[list[Path], list[Path]]:
     return write_scene(tmp_path)
+
+
+def test_a_window_has_one_pixel_at_least():
+    ramp = np.arange(64 * 80, dtype=np.uint32).reshape(64, 80).astype(np.uint8)
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        cropped, window = crop_and_resize(ramp, 32, 40, "random", rng, enlarge=1e4)
+        assert cropped.shape == (32, 40) and len(np.unique(cropped)) <= 4
+        assert np.isfinite(window).all()
 
 
 def test_a_view_from_the_whole_picture_shows_what_lies_beyond_the_crop(scene):

@@ -1,5 +1,7 @@
 import dataclasses
+import itertools
 import json
+import os
 import zlib
 from pathlib import Path
 
@@ -77,6 +79,15 @@ def test_list_images_follows_links_once(tmp_path):
     assert names == ["data/a/1.png", "data/link/x.png", "data/y.png", "data/z/1.png"]
 
 
+def test_list_images_is_not_lost_in_folders_that_link_to_each_other(tmp_path):
+    touch(tmp_path, "c/p/1.png", "c/q/2.png", "c/r/3.png")
+    for here, there in itertools.permutations("pqr", 2):
+        (tmp_path / "c" / here / there).symlink_to(f"../{there}")
+    names = [p.relative_to(tmp_path / "c").as_posix() for p in list_images(tmp_path / "c")]
+    ways = [w for n in (1, 2, 3) for w in itertools.permutations("pqr", n)]  # none goes round
+    assert names == sorted(f"{'/'.join(way)}/{'pqr'.index(way[-1]) + 1}.png" for way in ways)
+
+
 def test_a_missing_folder_says_how_to_supply_it(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"train2017.*ln -s.*superpoint data.*get the"):
         list_images(tmp_path / "train2017")
@@ -110,6 +121,27 @@ def test_read_gray_weights_colours(tmp_path):
 def test_read_gray_reduces_sixteen_bits(tmp_path):
     cv2.imwrite(str(tmp_path / "deep.png"), np.array([[0, 32768, 65535]], np.uint16))
     assert np.allclose(read_gray(tmp_path / "deep.png"), [[0, 0.5, 1]], atol=0.003)
+
+
+@pytest.mark.parametrize(("maxval", "name"), [(1, "P2"), (100, "P5"), (1023, "P6"), (4095, "P5")])
+def test_read_gray_heeds_the_largest_value_of_a_netpbm_file(tmp_path, maxval, name):
+    values = np.linspace(0, maxval, 5).round().astype(int)
+    channels = np.repeat(values, 3 if name == "P6" else 1)
+    header = f"{name}\n# of a camera, 12 bits\n5 1\n# the largest\n{maxval}\n".encode()
+    plain = (" ".join(map(str, channels)) + "\n").encode()
+    binary = channels.astype(">u2" if maxval > 255 else "u1").tobytes()
+    (tmp_path / "a.pnm").write_bytes(header + (plain if name == "P2" else binary))
+    image = read_gray(tmp_path / "a.pnm")
+    assert image.dtype == np.float32 and image.max() == 1
+    assert np.allclose(image, [values / maxval], atol=0.003)
+    assert np.allclose(image * 255, (image * 255).round(), atol=1e-4)  # eight bits
+
+
+def test_read_gray_refuses_pam_which_would_end_the_process(tmp_path):
+    header = b"P7\nWIDTH 4\nHEIGHT 4\nDEPTH 2\nMAXVAL 255\nTUPLTYPE GRAYSCALE_ALPHA\nENDHDR\n"
+    (tmp_path / "a.png").write_bytes(header + bytes(32))
+    with pytest.raises(UnreadableImageError, match=r"a\.png: PAM is not supported, save it as PNG"):
+        read_gray(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("content", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n"])
@@ -148,6 +180,13 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path):
         raise KeyboardInterrupt
     assert target.read_text() == "first"
     assert [p.name for p in target.parent.iterdir()] == ["labels.npz"]
+
+
+def test_the_longest_names_can_be_written(tmp_path):
+    for name in (120 * "Ж" + "1234.json", 255 * "a"):
+        assert len(os.fsencode(name)) > 240
+        write_text(tmp_path / name, "x")
+        assert (tmp_path / name).read_text() == "x"
 
 
 def test_write_json_takes_numpy_paths_and_dataclasses(tmp_path):

@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import math
 import os
 import shutil
 import signal
@@ -49,7 +50,7 @@ from superpoint_lib.training import (
 )
 from superpoint_lib.training.pieces import make_fabric
 from superpoint_lib.training.publish import blend_weights, sharpen_scores
-from superpoint_lib.training.run import Run, write_history
+from superpoint_lib.training.run import Run, locked, write_history
 from superpoint_lib.training.steps import batch_losses, losses_of_maps
 
 TINY = TrainConfig(
@@ -154,6 +155,10 @@ def test_recipes_can_be_built_from_plain_values():
         ({"sharpen": 0.0}, "sharpen: must be above 0"),
         ({"drawn_every": 9}, "drawn_every"),
         ({"gradient_clip": -1.0}, "gradient_clip"),
+        ({"gradient_clip": math.nan}, "gradient_clip"),
+        ({"freeze_norm_after": math.inf}, "freeze_norm_after"),
+        ({"label_threshold": 5.0}, "label_threshold"),
+        ({"label_threshold": math.nan}, "label_threshold"),
         ({"seed": -1}, "seed"),
         ({"ema_decay": 1.5}, "ema_decay"),
         ({"enlarge": 0.0}, "enlarge"),
@@ -764,6 +769,86 @@ def test_a_damaged_record_is_named(tmp_path, name):
     run(TINY, tmp_path, resume=False)
 
 
+@pytest.mark.parametrize("part", ["model.safetensors", "ema.safetensors", "optimizer.pt"])
+@pytest.mark.parametrize("damage", ["missing", "cut short"])
+def test_a_damaged_checkpoint_is_named(tmp_path, part, damage):
+    config = replace(TINY, ema_decay=0.9)
+    run(config, tmp_path)
+    path = tmp_path / "checkpoint" / f"step-{TINY.steps:08d}.{part}"
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "cut short":
+        path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ConfigError, match=r"checkpoint is damaged .*--no-resume"):
+        run(config, tmp_path)
+
+
+def test_records_that_are_no_records_are_named(tmp_path):
+    run(TINY, tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(ConfigError, match=r"config\.json is damaged"):
+        run(TINY, tmp_path)
+
+
+def test_a_checkpoint_leaves_what_is_not_its_own(tmp_path):
+    folder = tmp_path / "checkpoint"
+    (folder / ".ipynb_checkpoints").mkdir(parents=True)  # of JupyterLab
+    (folder / "mine.safetensors").write_bytes(b"x")
+    (folder / ".0123456789ab.pt").write_bytes(b"x")  # of a run that was killed
+    run(TINY, tmp_path)
+    names = {"model.safetensors", "optimizer.pt"}
+    left = {f"step-{TINY.steps:08d}.{name}" for name in names}
+    assert {path.name for path in folder.iterdir()} == left | {
+        ".ipynb_checkpoints",
+        "mine.safetensors",
+    }
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path):
+    with locked(tmp_path / "run"):
+        with pytest.raises(ConfigError, match=r"another process is training in .*run"):
+            run(TINY, tmp_path / "run")
+        assert not (tmp_path / "run" / "config.json").exists()
+        run(TINY, tmp_path / "other")
+    run(TINY, tmp_path / "run")
+    run(TINY, tmp_path / "run")
+
+
+@pytest.mark.parametrize("init", ["run", "run/weights.safetensors", "link/weights.safetensors"])
+def test_a_run_is_not_dropped_for_one_that_starts_from_it(tmp_path, init):
+    weights = run(TINY, tmp_path / "run").weights_path
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    before = weights.read_bytes()
+    config = replace(TINY, init=str(tmp_path / init))
+    with pytest.raises(ConfigError, match=r"init: .* belongs to the run that .*--no-resume"):
+        run(config, tmp_path / "run", resume=False)
+    assert weights.read_bytes() == before
+    run(config, tmp_path / "next", resume=False)
+
+
+@pytest.mark.parametrize(
+    ("norm", "change"),
+    [
+        ("batch", {"norm_order": "conv-relu-norm"}),
+        ("batch", {"norm_eps": 1e-3}),
+        ("group", {"norm_groups": 2}),
+        ("group", {"norm_order": "conv-relu-norm"}),
+    ],
+)
+def test_weights_of_another_normalisation_are_refused(tmp_path, norm, change):
+    start = tmp_path / "start.safetensors"
+    config = replace(TINY, norm=norm)
+    net = make_model(config)
+    save_weights(start, net.state_dict(), to_dict(net.config), {}, torch.float32)
+    (key,) = change
+    with pytest.raises(ConfigError, match=rf"init: .* has {key}={getattr(config, key)!r}; set it"):
+        make_model(replace(config, init=str(start), **change))
+    assert same_weights(net, make_model(replace(config, init=str(start))))
+    # Statistics that move faster, or groups where there are none, are no other network.
+    free = {"norm_momentum": 0.5} | ({"norm_groups": 2} if norm == "batch" else {})
+    assert same_weights(net, make_model(replace(config, init=str(start), **free)))
+
+
 def test_a_folder_with_another_configuration_is_refused_by_key(tmp_path):
     run(TINY, tmp_path)
     with pytest.raises(ConfigError, match=r"learning_rate \(0.002 -> 0.1\), seed \(0 -> 1\)"):
@@ -901,11 +986,14 @@ def test_training_on_photographs_lists_what_it_skips(tmp_path):
 @pytest.mark.parametrize("replaced", ["labels", "init"])
 def test_a_run_of_replaced_labels_or_weights_is_not_taken_for_its_own(tmp_path, replaced):
     images, labels, init = tmp_path / "images", tmp_path / "labels", tmp_path / "init.safetensors"
-    images.mkdir()
+    (images / "sub").mkdir(parents=True)
+    labels.mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (labels / "sub").symlink_to(tmp_path / "elsewhere")  # links are followed
 
     def label(seed):
         points = np.random.default_rng(seed).uniform(0, 60, (9, 2)).astype(np.float32)
-        save_labels(labels / "a.npz", points, np.ones(9, np.float32), (60, 80), {})
+        save_labels(labels / "sub" / "a.npz", points, np.ones(9, np.float32), (60, 80), {})
 
     def begin(seed):
         torch.manual_seed(seed)
@@ -913,7 +1001,7 @@ def test_a_run_of_replaced_labels_or_weights_is_not_taken_for_its_own(tmp_path, 
         save_weights(init, net.state_dict(), to_dict(TINY_PAIRS.model_config), {})
 
     gray = np.random.default_rng(0).integers(0, 255, (60, 80), np.uint8)
-    cv2.imwrite(str(images / "a.png"), gray)
+    cv2.imwrite(str(images / "sub" / "a.png"), gray)
     config = replace(
         TINY_PAIRS, data="photos", images=(str(images),), labels=(str(labels),), init=str(init)
     )

@@ -118,6 +118,12 @@ def _export_weights(options: ExportOptions) -> Path:
     from superpoint_lib.checkpoints import BUNDLED_NAMES, load_weights, save_weights
     from superpoint_lib.training import release
 
+    source = Path(options.weights)
+    if options.weights not in BUNDLED_NAMES and options.output.resolve() in (
+        source.resolve(),
+        (source / "weights.safetensors").resolve(),
+    ):
+        raise CommandError(f"{options.output} holds the weights to export: name another --output")
     told = {"learnt_from": options.learnt_from}
     dtype = torch.int8 if options.stored_as == "int8" else torch.float16
     if options.weights not in BUNDLED_NAMES and Path(options.weights).is_dir():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -122,7 +123,8 @@ def label_folders(image_folders: Sequence[str | Path], output: str | Path) -> li
     """
     if len(image_folders) == 1:
         return [Path(output)]
-    names = [Path(folder).resolve().name for folder in image_folders]
+    # A soft link has the name that it was given, not that of what it leads to.
+    names = [Path(os.path.abspath(folder)).name for folder in image_folders]
     if len(set(names)) < len(names):
         raise ValueError(
             f"image folders need different names to share the label folder {output}: "

@@ -78,7 +78,7 @@ def crop_and_resize(
     cover = max(height / image.shape[0], width / image.shape[1])
     most = max(cover, min(enlarge, enlarge / zoom))
     scale = rng.uniform(cover, most) if crop == "random" else cover
-    window = np.array([width / scale, height / scale]).round().astype(int)
+    window = np.array([width / scale, height / scale]).round().astype(int).clip(1)
     room = np.array(image.shape[::-1]) - window
     room, window = room.clip(0), window + room.clip(None, 0)
     x, y = rng.integers(room + 1) if crop == "random" else room // 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -213,11 +214,15 @@ class TrainConfig:
             "exclusion",
             "seed",
         ):
-            if getattr(self, key) < 0:
-                raise ConfigError(f"{key}: must not be negative, got {getattr(self, key)}")
+            if not 0 <= getattr(self, key) < math.inf:
+                raise ConfigError(
+                    f"{key}: must be finite and not negative, got {getattr(self, key)}"
+                )
         for key in ("enlarge", "sharpen", "temperature"):
-            if getattr(self, key) <= 0:
-                raise ConfigError(f"{key}: must be above 0, got {getattr(self, key)}")
+            if not 0 < getattr(self, key) < math.inf:
+                raise ConfigError(f"{key}: must be above 0 and finite, got {getattr(self, key)}")
+        if not 0 <= self.label_threshold <= 1:
+            raise ConfigError(f"label_threshold: must be in [0, 1], got {self.label_threshold}")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"ema_decay: must be in [0, 1), got {self.ema_decay}")
         if self.descriptor_weight and (self.model != "superpoint" or self.views != 2):

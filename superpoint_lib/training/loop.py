@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -27,7 +27,14 @@ from superpoint_lib.paths import write_json
 from superpoint_lib.training.config import TrainConfig
 from superpoint_lib.training.facts import describe, run_facts
 from superpoint_lib.training.pieces import make_dataset, make_fabric
-from superpoint_lib.training.run import Run, append_history, claim, steps_done, write_history
+from superpoint_lib.training.run import (
+    Run,
+    append_history,
+    claim,
+    locked,
+    steps_done,
+    write_history,
+)
 from superpoint_lib.training.steps import (
     Batch,
     batch_losses,
@@ -74,7 +81,8 @@ def train(
 
     Raises:
         ConfigError: the folder belongs to a run with another configuration (keys are named), or
-            ``init`` does not fit.
+            another process is training in it, or its checkpoint is damaged, or ``init`` does not
+            fit.
         NonFiniteLossError: the loss or the gradient is not finite; the checkpoint before is kept.
         KeyboardInterrupt: after Ctrl-C, once the running step is finished and saved.
 
@@ -90,15 +98,16 @@ def train(
     # What cannot start leaves nothing behind that a corrected call would trip over.
     dataset = None if done == config.steps else make_dataset(config)
     run = Run(config, run_dir, fabric, begun=done is not None)
-    if fabric.is_global_zero:
-        claim(run_dir, config, resume)
-    fabric.barrier()
-    run.load()
-    if dataset is not None:
-        if progress and fabric.is_global_zero:
-            print(describe(config, fabric))
-        _train_steps(run, dataset, progress and fabric.is_global_zero)
-    return _finish(run, list(getattr(dataset, "skipped", [])), trained=dataset is not None)
+    with locked(run_dir) if fabric.is_global_zero else nullcontext():
+        if fabric.is_global_zero:
+            claim(run_dir, config, resume)
+        fabric.barrier()
+        run.load()
+        if dataset is not None:
+            if progress and fabric.is_global_zero:
+                print(describe(config, fabric))
+            _train_steps(run, dataset, progress and fabric.is_global_zero)
+        return _finish(run, list(getattr(dataset, "skipped", [])), trained=dataset is not None)
 
 
 def _train_steps(run: Run, dataset: Samples, progress: bool) -> None:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 # What of a network's configuration decides whether weights fit it.
 _FORM = ("norm", "norm_order", "norm_outputs", "channels", "head_channels", "descriptor_dim")
+_SILENT = ("norm_order", "norm_eps", "norm_groups")
 
 
 def make_model(config: TrainConfig) -> MagicPoint | SuperPoint:
@@ -48,7 +49,7 @@ def make_model(config: TrainConfig) -> MagicPoint | SuperPoint:
     return net
 
 
-def _load_partly(net: nn.Module, name: str) -> None:
+def _load_partly(net: MagicPoint, name: str) -> None:
     """Loads weights of another run; only a descriptor head may be missing or left over."""
     weights = load_weights(name)
     own, given = net.state_dict(), weights.state_dict
@@ -60,13 +61,19 @@ def _load_partly(net: nn.Module, name: str) -> None:
         if key not in fitting
         and ((key in own and key in given) or not any(part in key for part in free))
     ]
+    theirs = from_dict(ModelConfig, weights.config, where=name)
     if odd:
-        theirs = from_dict(ModelConfig, weights.config, where=name)
         told = (f"{key}={getattr(theirs, key)!r}" for key in _FORM)
         raise ConfigError(
             f"init: the weights of {name} do not fit this network: {odd[0]!r} and "
             f"{len(odd) - 1} more differ; set {', '.join(told)} as there"
         )
+    # These leave no trace in the names and shapes of the weights, but give another network.
+    silent = {"none": (), "batch": ("norm_order", "norm_eps"), "group": _SILENT}[theirs.norm]
+    differ = [key for key in silent if getattr(theirs, key) != getattr(net.config, key)]
+    if differ:
+        told = (f"{key}={getattr(theirs, key)!r}" for key in differ)
+        raise ConfigError(f"init: the network of {name} has {', '.join(told)}; set it as there")
     net.load_state_dict(fitting, strict=False)
 
 

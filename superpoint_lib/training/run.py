@@ -6,18 +6,22 @@ import csv
 import dataclasses
 import json
 import os
+import pickle
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from superpoint_lib.checkpoints import BUNDLED_NAMES, load_weights, save_weights
 from superpoint_lib.config import ConfigError, to_dict
 from superpoint_lib.digests import digest, weights_digest
 from superpoint_lib.machine import training_format
-from superpoint_lib.paths import atomic_path, write_json
+from superpoint_lib.paths import atomic_path, list_files, write_json
 from superpoint_lib.training.config import TrainConfig
 from superpoint_lib.training.facts import commit_name
 from superpoint_lib.training.pieces import Average, make_model, make_optimizer
@@ -92,7 +96,7 @@ class Run:
         }
 
     def save(self) -> None:
-        """Writes a checkpoint, then drops the files of the one before."""
+        """Writes a checkpoint, then drops those before it, and what a kill left of one."""
         if not self.fabric.is_global_zero:
             return
         files = self.files(self.step)
@@ -112,8 +116,8 @@ class Run:
             "commits": self.commits,
         }
         write_json(self.run_dir / "checkpoint.json", record)
-        for path in self.folder.iterdir():
-            if path not in files.values():
+        for path in (*self.folder.glob("step-*"), *self.folder.glob(f".{12 * '?'}.*")):
+            if path not in files.values() and path.is_file():
                 path.unlink()
 
     def write_weights(self, path: Path, state: dict[str, Tensor]) -> None:
@@ -122,7 +126,11 @@ class Run:
         save_weights(path, state, to_dict(self.net.config), metadata, dtype=torch.float32)
 
     def load(self) -> None:
-        """Goes back to the checkpoint of the folder; does nothing where there is none."""
+        """Goes back to the checkpoint of the folder; does nothing where there is none.
+
+        Raises:
+            ConfigError: it is damaged, or files of it are missing.
+        """
         record = self.run_dir / "checkpoint.json"
         if not record.is_file():
             return
@@ -131,7 +139,15 @@ class Run:
         earlier = values.get("commits", [])
         finished = self.step == self.config.steps  # and only looked at now
         self.commits = earlier if finished else list(dict.fromkeys(earlier + self.commits))
-        files = self.files(self.step)
+        try:
+            self._load_files(self.files(self.step))
+        except (OSError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
+            raise _damaged(self.folder, error) from error
+        self.history = [
+            row for row in read_history(self.run_dir / "history.csv") if row["step"] <= self.step
+        ]
+
+    def _load_files(self, files: dict[str, Path]) -> None:
         self.net.load_state_dict(load_weights(files["model"]).state_dict)
         if self.average:
             for name, value in load_weights(files["ema"]).state_dict.items():
@@ -143,9 +159,6 @@ class Run:
             sums = [rest["sums"].get(name, 0.0) for name in _PARTS]
             self.sums.copy_(torch.tensor(sums))
             self.summed = rest["summed"]
-        self.history = [
-            row for row in read_history(self.run_dir / "history.csv") if row["step"] <= self.step
-        ]
 
     def add(self, losses: Losses, gradient_norm: Tensor) -> None:
         """Adds a step's parts to the sums since the last row, without waiting for the device."""
@@ -231,7 +244,7 @@ def _source_digests(config: TrainConfig) -> dict[str, str]:
         state = load_weights(config.init).state_dict
         digests[config.init] = weights_digest(state)
     for folder in filter(os.path.isdir, config.labels):
-        files = sorted(Path(folder).rglob("*.npz"))
+        files = list_files(Path(folder), {".npz"})
         digests[folder] = digest(
             part
             for file in files
@@ -242,16 +255,56 @@ def _source_digests(config: TrainConfig) -> dict[str, str]:
 
 def _read_record(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
+        return dict(json.loads(path.read_text()).items())
+    except (ValueError, AttributeError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"{path} is damaged ({error}); resume=False (--no-resume) drops the run and starts anew"
+    )
+
+
+@contextmanager
+def locked(run_dir: Path) -> Iterator[None]:
+    """Keeps other processes from training in a folder while the block lasts.
+
+    Two would delete each other's checkpoints. File systems without locks are trusted.
+
+    Raises:
+        ConfigError: another process has the folder.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run_dir / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
         raise ConfigError(
-            f"{path} is damaged ({error}); resume=False (--no-resume) drops the run and starts anew"
+            f"another process is training in {run_dir}: wait for it, or use another folder"
         ) from error
+    except NotImplementedError:
+        pass
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def claim(run_dir: Path, config: TrainConfig, resume: bool) -> None:
-    """Writes the configuration; without ``resume``, drops the run that the folder holds."""
+    """Writes the configuration; without ``resume``, drops the run that the folder holds.
+
+    Raises:
+        ConfigError: what would be dropped is what the run is to start from. Nothing is dropped.
+    """
     if not resume:
+        here = run_dir.resolve()
+        own_file = config.init and config.init not in BUNDLED_NAMES
+        if own_file and Path(config.init).resolve().is_relative_to(here):
+            raise ConfigError(
+                f"init: {config.init} belongs to the run that resume=False (--no-resume) drops; "
+                "use another folder for the new run"
+            )
         for name in (
             "checkpoint.json",
             "weights.safetensors",
