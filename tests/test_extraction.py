@@ -879,3 +879,11 @@ def test_gpu_agrees_with_cpu():
         torch.testing.assert_close(a.keypoint_scores.cpu(), b.keypoint_scores, rtol=0, atol=1e-4)
         matches, _ = match(a, b)
         assert matches.is_cuda and len(matches) > 30
+
+
+def test_the_border_is_counted_from_the_picture_not_its_padding():
+    heatmap = torch.zeros(1, 24, 32)
+    heatmap[0, 10, 24] = heatmap[0, 16, 10] = heatmap[0, 14, 22] = 0.5
+    image = torch.zeros(19, 27)
+    found = extract(FixedMaps(heatmap), image, subpixel=False, border=4, nms_radius=1)
+    assert found.keypoints.tolist() == [[22, 14]]

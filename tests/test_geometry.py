@@ -790,3 +790,14 @@ def test_a_single_channel_stays():
 def test_the_overall_scale_of_a_homography_changes_nothing_of_its_inverse(scale):
     H = np.array([[0.75, -0.27, 40.0], [0.27, 0.75, -10.0], [1e-4, 5e-5, 1.0]])
     assert np.allclose(invert_homographies(scale * H), invert_homographies(H), rtol=1e-12)
+
+
+def test_valid_mask_where_the_horizon_crosses_one_end_of_the_picture():
+    inverse = np.array([[40.0, 0, 100 - 40 * 72], [30, 20, -600 - 30 * 72], [1, 0, -72]])
+    swap = np.eye(3)[[1, 0, 2]]
+    for H_1to0, (h, w) in ((inverse, (60, 80)), (swap @ inverse @ swap, (80, 60))):
+        y, x = np.mgrid[:h, :w]
+        source = warp_points(np.stack([x, y], -1).reshape(-1, 2).astype(float), H_1to0)
+        expected = ((source > -0.5) & (source < [w - 0.5, h - 0.5])).all(-1).reshape(h, w)
+        assert expected[:, 73:].any() or expected[73:].any()  # something lies beyond it
+        assert (valid_mask(invert_homographies(H_1to0[None]), h, w)[0] != expected).sum() <= 3

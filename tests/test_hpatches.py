@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from toy_networks import Places
 
 from superpoint_lib.datasets import bundled_photos
 from superpoint_lib.evaluation import kept as kept_records
@@ -19,6 +20,7 @@ from superpoint_lib.evaluation.classical import (
     as_extractor,
     classical_extractor,
 )
+from superpoint_lib.evaluation.extractors import _suppress
 from superpoint_lib.evaluation.hpatches import (
     PROTOCOLS,
     MatchedPair,
@@ -37,9 +39,10 @@ from superpoint_lib.evaluation.hpatches import (
 )
 from superpoint_lib.evaluation.kept import KeptRecords, measuring_code
 from superpoint_lib.evaluation.metrics import RansacConfig
+from superpoint_lib.evaluation.pairs import View, descriptor_record, detector_record, match_pair
 from superpoint_lib.evaluation.results import shortened
-from superpoint_lib.extraction import Features, extract
-from superpoint_lib.geometry import warp_points
+from superpoint_lib.extraction import Features, extract, sample_descriptors
+from superpoint_lib.geometry import mean_corner_error, turn_and_zoom, warp_points
 from superpoint_lib.model import MagicPoint, SuperPoint
 from superpoint_lib.multiscale import extract_multiscale
 
@@ -780,3 +783,72 @@ def test_distances_are_inclusive(toy):
     assert record["repeatability"] == record["matching_score"] == record["average_precision"] == 1
     assert record["correct_matches@4"] == 1
     assert record["correct_matches@3.99"] == pytest.approx(4 / 5)
+
+
+# --- images of two sizes ---
+
+ALL = dataclasses.replace(AS_IS, shared_first=False)
+TOY_ALL = dataclasses.replace(TOY, detector=ALL, descriptor=ALL)
+
+
+def view(points, size, levels):
+    """A view of dots, as it comes from an extractor, unchanged in size."""
+    features = dots(dot_image(points, levels, size) / 255.0)
+    return View(np.zeros(size, np.float32), np.eye(3), features)
+
+
+def test_an_image_and_its_double_in_size():
+    H = np.array([[2.0, 0, 0.5], [0, 2, 0.5], [0, 0, 1]])
+    points = np.array([[10, 10], [70, 12], [50, 50], [20, 45], [75, 55]])
+    small, large = view(points, (60, 80), LEVELS), view(2 * points, (120, 160), LEVELS)
+    record = detector_record(small, large, H, TOY)
+    assert (record["n_visible0"], record["n_visible1"], record["repeatability"]) == (5, 5, 1)
+    # An error that grows to the right is measured at the corners of image 0, not of image 1.
+    wider = view(np.rint(2.02 * points).astype(int), (120, 160), LEVELS)
+    pair = match_pair(small, wider, H, TOY, False)
+    right = mean_corner_error(pair.H_estimated, H, 60, 80)
+    assert pair.corner_error == right
+    assert max(corner_errors(pair, RansacConfig(orders=2))) < 1.2 * right
+    assert descriptor_record(pair, TOY)["matching_score"] == 1
+
+
+def test_turn_and_zoom_are_those_in_the_middle_of_image_0():
+    H = np.array([[1.0, 0.1, 3], [-0.2, 1.1, 9], [2e-3, 1e-3, 1]])
+    views = view([[5, 5]], (60, 80), [50]), view([[5, 5]], (120, 160), [50])
+    record = detector_record(*views, H, TOY)
+    turn, zoom = turn_and_zoom(H, 60, 80)
+    assert (record["turn"], record["zoom"]) == (round(turn, 3), round(zoom, 5))
+
+
+def test_matching_score_is_of_what_both_images_show():
+    points = np.array([[10, 10], [70, 12], [50, 50], [20, 45]])
+    beyond = np.concatenate([points, [[100, 30]]])  # image 0 ends at x = 79
+    pair = view(points, (60, 80), LEVELS[:4]), view(beyond, (120, 160), LEVELS)
+    record = descriptor_record(match_pair(*pair, np.eye(3), TOY_ALL, False), TOY_ALL)
+    assert record["matching_score"] == 1
+    # A right match, two pixels off, whose end in image 1 lies outside image 0, is none of them.
+    moved = np.concatenate([[[8, 30]], POINTS[1:] + np.array([10, 0])])
+    edge = np.concatenate([[[0, 30]], POINTS[1:]])
+    pair = view(edge, (60, 80), LEVELS), view(moved, (60, 90), LEVELS)
+    record = descriptor_record(match_pair(*pair, shift(10, 0), TOY_ALL, False), TOY_ALL)
+    assert record["correct_matches@3"] == 1
+    assert record["matching_score"] == pytest.approx(2 * 4 / 9)
+
+
+def test_suppression_measures_between_nearest_pixels():
+    for second, kept in ((14.9, 1), (15.4, 1), (15.6, 2)):  # beside one at 10.6, which is pixel 11
+        keypoints = torch.tensor([[10.6, 5], [second, 5]])
+        features = Features(keypoints, torch.tensor([2.0, 1]), None, (20, 30))
+        assert len(_suppress(features, TaskConfig(nms_radius=4))) == kept
+
+
+def test_boxes_have_the_descriptors_of_refined_keypoints():
+    places = Places().eval()
+    y, x = np.mgrid[:64, :96]
+    image = (0.02 * np.exp(-((x - 40.4) ** 2 + (y - 30.3) ** 2) / 3)).astype(np.float32)
+    task = TaskConfig(nms="box", nms_radius=8, extract_keypoints=1)
+    features = superpoint_extractor(places)(image, task)
+    assert (features.keypoints - torch.tensor([40.4, 30.3])).abs().max() < 0.1
+    maps = places(torch.from_numpy(image)[None, None])
+    expected = sample_descriptors(maps["descriptors"][0], features.keypoints)
+    torch.testing.assert_close(features.descriptors, expected, atol=1e-6, rtol=0)

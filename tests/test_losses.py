@@ -927,3 +927,39 @@ def test_both_ways_to_sum_rows_agree():
         answers.append((rows.detach(), table.grad))
     torch.testing.assert_close(answers[0], answers[1])
     torch.testing.assert_close(answers[0][0][0], weights[0] @ rows_of_table[index[0]])
+
+
+def test_sparse_loss_draws_usable_cells():
+    eye, valid0 = torch.eye(12).view(1, 12, 1, 12), torch.zeros(1, 1, 12, dtype=torch.bool)
+    valid0[0, 0, :2] = True
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        loss = descriptor_sparse_loss(
+            eye, -eye, torch.eye(3)[None], valid0, None, generator, matches=2, negatives=1
+        )
+        assert loss.item() == pytest.approx(2.0)  # both of them: each misses by 1 - (-1)
+
+
+def test_sparse_loss_counts_no_invalid_and_no_near_negative():
+    alike = torch.zeros(1, 4, 1, 6)
+    alike[:, 0] = 1.0  # partners cost nothing, each negative would
+    H, first = torch.eye(3)[None], torch.tensor([[[True] + 5 * [False]]])
+    assert descriptor_sparse_loss(alike, alike, H, None, first, negatives=50).item() == 0
+    pair = alike[..., :2].contiguous()  # eight pixels apart
+    assert descriptor_sparse_loss(pair, pair, H, negatives=50).item() == 0
+    assert descriptor_sparse_loss(alike, alike, H, negatives=50).item() > 0
+
+
+def test_repeatability_divides_each_direction_by_its_own_valid_cells():
+    def sure(*cells):
+        logits = torch.full((1, 65, 1, 4), -100.0)
+        logits[:, DUSTBIN] = 100.0
+        for cell in cells:
+            logits[0, 27, 0, cell], logits[0, DUSTBIN, 0, cell] = 100.0, -100.0
+        return logits
+
+    valid0 = torch.tensor([[[True, True, True, False]]])
+    valid1 = torch.ones_like(valid0)
+    loss = repeatability_loss(sure(0, 2), sure(0), torch.eye(3)[None], valid0, valid1)
+    # Of picture 0, one is found again and one is not; of picture 1, one is.
+    assert loss.item() == pytest.approx(((-0.8 + 0.2) / 3 - 0.8 / 4) / 2)

@@ -256,3 +256,10 @@ def test_the_defaults_of_the_bootstrap_are_those_of_the_tables():
     values = np.random.default_rng(0).random(50)
     given = metrics.bootstrap_mean(values, None, samples=2000, confidence=0.95, seed=0)
     assert metrics.bootstrap_mean(values) == given
+
+
+def test_bootstrap_pools_the_values_of_clusters_of_different_sizes():
+    # Samples aa, ab, ba and bb have means 0, 0.2, 0.2 and 1; means of clusters would be 0.5.
+    values, clusters = [0.0] * 8 + [1.0] * 2, ["a"] * 8 + ["b"] * 2
+    result = metrics.bootstrap_mean(values, clusters, confidence=0.4)
+    assert tuple(result) == (pytest.approx(0.2),) * 3

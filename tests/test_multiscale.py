@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
+from toy_networks import Blob, Places
 
 from superpoint_lib import MagicPoint, SuperPoint, extract, match, multiscale
 from superpoint_lib.datasets import bundled_photos
@@ -41,20 +41,6 @@ def test_agreement_is_the_geometric_mean():
         6,
         8,
     )
-
-
-class Blob(torch.nn.Module):
-    """A network whose heatmap is the picture, and whose descriptors are constant."""
-
-    def __init__(self):
-        super().__init__()
-        self.unused = torch.nn.Parameter(torch.zeros(1))
-
-    def forward(self, images):
-        cells = F.pixel_unshuffle(images.clamp(1e-6, 0.02), 8).log()
-        dustbin = torch.log1p(-cells.exp().sum(1, keepdim=True).clamp(max=0.999))
-        maps = torch.ones(len(images), 4, images.shape[2] // 8, images.shape[3] // 8)
-        return {"logits": torch.cat([cells, dustbin], 1), "descriptors": maps / 2}
 
 
 @pytest.mark.parametrize("scales", [(1.0,), (2.0,), (1.0, 1.5), (2.0, 1.0, 0.5)])
@@ -257,3 +243,46 @@ def test_of_equal_scores_the_first_level_comes_first():
     ]
     best = multiscale._best(levels, 40)
     assert best.keypoints[:, 0].tolist() == [0.0] * 30 + [1.0] * 10
+
+
+@pytest.mark.parametrize("scales", [(2.0,), (1.0, 2.0)])
+def test_descriptors_are_those_of_the_place_at_every_scale(scales):
+    image = np.zeros((64, 96), np.float32)
+    image[20, 30] = image[41, 70] = 0.02
+    features = extract_multiscale(Places().eval(), image, scales, 2, nms_radius=8, subpixel=False)
+    place = (features.keypoints + 0.5) / torch.tensor([96, 64])
+    told = features.descriptors[:, :2] / features.descriptors[:, 2:]
+    torch.testing.assert_close(told, place, atol=3e-3, rtol=0)
+
+
+def test_the_descriptor_is_the_mean_over_scales():
+    class ByWidth(Blob):
+        def forward(self, images):
+            maps = super().forward(images)
+            own = torch.tensor([1.0, 0] if images.shape[3] == 96 else [0, 1.0]).view(1, 2, 1, 1)
+            size = maps["descriptors"].shape[2:]
+            return maps | {"descriptors": own.expand(-1, -1, *size).contiguous()}
+
+    image = np.zeros((64, 96), np.float32)
+    image[20, 30] = 0.02
+    features = extract_multiscale(ByWidth().eval(), image, (1.0, 2.0), 1)
+    torch.testing.assert_close(features.descriptors, torch.full((1, 2), 0.5**0.5))
+
+
+def test_agreement_brings_heatmaps_together_by_the_extent_of_pixels():
+    small = torch.tensor([[[0.1, 0.2]]])
+    # The four pixels of the large one lie at -0.25, 0.25, 0.75 and 1.25 of the small one.
+    expected = torch.tensor([[[0.1, 0.125, 0.175, 0.2]]]).sqrt()
+    torch.testing.assert_close(agreement([small, torch.ones(1, 1, 4)], (1, 4)), expected)
+
+
+def test_a_picture_made_smaller_is_averaged():
+    class Seen(Blob):
+        def forward(self, images):
+            self.images = images
+            return super().forward(images)
+
+    model = Seen().eval()
+    stripes = np.tile(np.float32([0, 1, 0, 0]), (64, 24))  # a quarter of it is light
+    extract_multiscale(model, stripes, (0.25,))
+    assert (model.images[..., 2:-2, 2:-2] - 0.25).abs().max() < 0.02

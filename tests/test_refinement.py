@@ -231,3 +231,27 @@ def test_half_the_size_first_finds_what_is_far_off(texture):
         texture, texture, points, points + np.array([6, 0]), np.eye(3), 11
     )
     assert (confirmed & (np.linalg.norm(moved - points, axis=1) < 0.2)).mean() > 0.95
+
+
+TWICE = np.array([[2.0, 0, 0.5], [0, 2, 0.5], [0, 0, 1]])  # of pixels with an extent
+
+
+def test_pictures_of_two_sizes(texture):
+    large = warp_image(texture, TWICE, (480, 640), padding="border")
+    points = np.random.default_rng(0).uniform((30, 30), (290, 210), (100, 2))
+    true = warp_points(points, TWICE)
+    moved, confirmed = refine_matches(texture, large, points, true + 1.5, TWICE)
+    assert confirmed.all() and np.abs(moved - true).max() < 0.2
+    H_1to0 = invert_homographies(TWICE)
+    moved, confirmed = refine_matches(large, texture, true, points + 0.7, H_1to0)
+    assert confirmed.all() and np.abs(moved - points).max() < 0.2
+
+
+def test_reach_is_in_pixels_of_the_first_picture(texture):
+    large = warp_image(texture, TWICE, (480, 640), padding="border")
+    points, _ = scattered(100)
+    true = warp_points(points, TWICE)
+    # Five and seven pixels of the second are two and a half and three and a half of the first.
+    near, far = (true + np.array([x, 0]) for x in (5, 7))
+    assert refine_matches(texture, large, points, near, TWICE, reach=3)[1].mean() > 0.9
+    assert not refine_matches(texture, large, points, far, TWICE, reach=3)[1].any()
