@@ -887,3 +887,24 @@ def test_the_border_is_counted_from_the_picture_not_its_padding():
     image = torch.zeros(19, 27)
     found = extract(FixedMaps(heatmap), image, subpixel=False, border=4, nms_radius=1)
     assert found.keypoints.tolist() == [[22, 14]]
+
+
+def test_whole_keypoints_are_refined_to_fractions():
+    heatmap = torch.zeros(12, 16)
+    heatmap[5, 7:9] = torch.tensor([0.3, 0.1])
+    whole = soft_argmax(heatmap, torch.tensor([[7, 5]]))
+    torch.testing.assert_close(whole, torch.tensor([[7.25, 5.0]]))
+
+
+@pytest.mark.parametrize("half_first", [True, False])
+def test_descriptors_of_two_precisions_are_compared_in_the_finer(half_first):
+    fine = F.normalize(torch.randn(40, 64, generator=torch.Generator().manual_seed(0)), dim=1)
+    half = F.normalize(fine + 0.3, dim=1).half()
+    pair = (half, fine) if half_first else (fine, half)
+    first, second = (SimpleNamespace(descriptors=one) for one in pair)
+    matches, similarity = match(first, second)
+    swapped, again = match(second, first)
+    assert similarity.dtype == torch.float32 and len(matches) > 30
+    order = swapped[:, 1].argsort()
+    assert torch.equal(matches, swapped[order].flip(1))
+    torch.testing.assert_close(similarity, again[order])

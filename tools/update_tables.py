@@ -26,7 +26,7 @@ FILES = ("README.md", "results/README.md", "superpoint_lib/weights/README.md")
 #: Weights that came of more trainings than their metadata tell of.
 LAST_OF = {
     "superpoint": " (the last of 14 trainings)",
-    "superpoint-open": " (the last of 5 trainings)",
+    "superpoint-open": " (the last of 6 trainings)",
 }
 BUNDLED = ("magicpoint-synthetic", "magicpoint", "superpoint", "superpoint-open")
 

@@ -81,7 +81,9 @@ def match(
             finite or not of unit length (zero is allowed), or the two have different D.
     """
     descriptors0 = _descriptors(features0, "features0")
-    descriptors1 = _descriptors(features1, "features1").to(descriptors0)
+    descriptors1 = _descriptors(features1, "features1").to(descriptors0.device)
+    precision = torch.promote_types(descriptors0.dtype, descriptors1.dtype)
+    descriptors0, descriptors1 = descriptors0.to(precision), descriptors1.to(precision)
     if not (len(descriptors0) and len(descriptors1)):
         return torch.zeros((0, 2), dtype=torch.int64, device=descriptors0.device), (
             descriptors0.new_zeros(0)

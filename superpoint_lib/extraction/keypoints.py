@@ -89,7 +89,7 @@ def soft_argmax(heatmap: Tensor, keypoints: Tensor, window: int = 5) -> Tensor:
 
     Args:
         heatmap: (H, W), or (B, H, W) with batched keypoints; non-negative.
-        keypoints: (N, 2), or (B, K, 2), in pixels, N or K may be 0.
+        keypoints: (N, 2), or (B, K, 2), in pixels, N or K may be 0. Whole numbers give fractions.
         window: side of the window in pixels, odd.
 
     Returns:
@@ -109,6 +109,8 @@ def soft_argmax(heatmap: Tensor, keypoints: Tensor, window: int = 5) -> Tensor:
             f"{tuple(heatmap.shape)} with {tuple(keypoints.shape)}"
         )
     heatmap = heatmap.to(torch.promote_types(heatmap.dtype, torch.float32))
+    if not keypoints.is_floating_point():
+        keypoints = keypoints.to(heatmap.dtype)
     height, width = heatmap.shape[1:]
     steps = torch.arange(window, device=heatmap.device) - window // 2
     dy, dx = (grid.flatten() for grid in torch.meshgrid(steps, steps, indexing="ij"))

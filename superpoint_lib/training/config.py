@@ -491,6 +491,15 @@ _OPEN_FIFTH = replace(
     seed=5,  # the first steps of the two before saw the same views
 )
 
+# By now its labels are as sure as those of superpoint.
+_OPEN_SIXTH = replace(
+    _OPEN_FIFTH,
+    init="runs/superpoint-open-fifth.safetensors",
+    labels=("runs/labels-open6/open", "runs/labels-open6/training"),
+    soft_targets=True,
+    seed=6,
+)
+
 #: Ready configurations, by what they train (superpoint_lib/weights/README.md has the commands).
 #:
 #: * magicpoint-synthetic: the first detector, from drawn shapes; full-magicpoint, on a GPU, the
@@ -506,8 +515,8 @@ _OPEN_FIFTH = replace(
 #: * The bundled superpoint-open, from drawn shapes and pictures of open licences alone:
 #:   superpoint-open, then superpoint-open-second, on labels of a second round and with what the
 #:   others had learnt since, superpoint-open-third, on labels of a third, with the losses of two
-#:   views counting less of what is not theirs, and superpoint-open-fourth and -fifth, which take
-#:   labels for certain.
+#:   views counting less of what is not theirs, superpoint-open-fourth and -fifth, which take
+#:   labels for certain, and superpoint-open-sixth, which asks for their probabilities again.
 #: * The profile full, on a GPU: full-first, full-second and full-superpoint, the same lessons in
 #:   three trainings after full-magicpoint.
 #: * Tried and not shipped (results/TRIALS.md): superpoint-finer, from superpoint-mixed on, and
@@ -573,6 +582,7 @@ RECIPES: dict[str, TrainConfig] = {
     "superpoint-open-third": _OPEN_THIRD,
     "superpoint-open-fourth": _OPEN_FOURTH,
     "superpoint-open-fifth": _OPEN_FIFTH,
+    "superpoint-open-sixth": _OPEN_SIXTH,
     "original-stage1": replace(_ORIGINAL, learning_rate=0.01),
     "original-stage2": replace(
         _ORIGINAL,
