@@ -114,9 +114,8 @@ def extract_multiscale(
             f"{size}"
         )
 
-    radius = round(nms_radius * max(1.0, *scales))
-
     def find(one: Tensor, level: float) -> Features:
+        radius = round(nms_radius * max(1.0, *scales) * max(1.0, level))
         looks = [_look(model, one[None], level * scale, turned, precision) for scale in scales]
         with torch.no_grad():
             return _find(looks, size, max_keypoints, threshold, radius, subpixel, border)

@@ -149,8 +149,9 @@ def read_gray(path: str | Path) -> np.ndarray:
 
     Convention: colours are weighted as OpenCV does (0.299 R + 0.587 G + 0.114 B), deeper pictures
     are reduced to 8 bits, and the camera's orientation tag is applied (but that of an AVIF file:
-    OpenCV leaves such a picture as it is stored). PAM files are refused: OpenCV 5 writes beyond its
-    memory when one has grey values and transparency.
+    OpenCV leaves such a picture as it is stored). OpenCV darkens the transparent pixels of a TIFF
+    file whose alpha is unassociated. PAM files are refused: with gray values and transparency,
+    OpenCV 5 writes beyond its memory.
 
     Returns:
         float32 (H, W) in [0, 1].
@@ -213,9 +214,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str) -> Path:
-    """Write UTF-8 text at once or not at all, and return the path."""
+    """Write UTF-8 text at once or not at all, and return the path.
+
+    Names of files that are not text, as Python has them, are written as the bytes that they are.
+    """
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape", newline="\n")
     return Path(path)
 
 

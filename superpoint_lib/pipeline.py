@@ -30,6 +30,7 @@ import nbformat
 
 from superpoint_lib.config import load_yaml
 from superpoint_lib.digests import code_digest, digest
+from superpoint_lib.locks import locked
 from superpoint_lib.paths import project_root, runs_dir, write_json
 from superpoint_lib.report import Page, render_page, results_table, write_index
 
@@ -222,28 +223,29 @@ def run_profile(
         The report; its ``failed`` is empty when all is well.
 
     Raises:
-        PipelineError: the plan does not hold (see `plan`); nothing has run then.
+        PipelineError: the plan does not hold (see `plan`), or another process has the folder;
+            nothing has run then.
     """
     run_dir = run_dir or runs_dir() / profile
     everything = plan(profile, run_dir=run_dir)
     stages = plan(profile, only, run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
     reports: list[StageReport] = []
-    for number, stage in enumerate(stages, start=1):
-        missing = [r.name for r in reports if not r.finished and r.name in stage.inputs]
-        record = _finished_record(stage, run_dir) if resume and not missing else None
-        if missing:
-            message = f"it reads from {', '.join(missing)}"
-            report = StageReport(stage.name, "left out", message=message)
-        elif record is not None:
-            other = record.get("library") != code_digest()
-            note = "made by other code of the library" if other else ""
-            report = StageReport(stage.name, "kept", record["seconds"], record["results"], note)
-        else:
-            report = _run_stage(stage, run_dir, cell_timeout)
-        reports.append(report)
-        say(f"[{number}/{len(stages)}] {_progress(report)}")
-    index = _write_pages(profile, run_dir, everything, reports)
+    with locked(run_dir, PipelineError):
+        for number, stage in enumerate(stages, start=1):
+            missing = [r.name for r in reports if not r.finished and r.name in stage.inputs]
+            record = _finished_record(stage, run_dir) if resume and not missing else None
+            if missing:
+                message = f"it reads from {', '.join(missing)}"
+                report = StageReport(stage.name, "left out", message=message)
+            elif record is not None:
+                other = record.get("library") != code_digest()
+                note = "made by other code of the library" if other else ""
+                report = StageReport(stage.name, "kept", record["seconds"], record["results"], note)
+            else:
+                report = _run_stage(stage, run_dir, cell_timeout)
+            reports.append(report)
+            say(f"[{number}/{len(stages)}] {_progress(report)}")
+        index = _write_pages(profile, run_dir, everything, reports)
     return RunReport(run_dir, tuple(reports), index)
 
 
@@ -475,6 +477,11 @@ def _run_stage(stage: Stage, run_dir: Path, cell_timeout: int) -> StageReport:
     return StageReport(stage.name, "done", seconds, results)
 
 
+def _unformatted(path: Path) -> str:
+    """The path as papermill takes it, which fills in parameters in braces."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
 def _execute(stage: Stage, target: Path, cell_timeout: int) -> str:
     """Run a notebook into ``target``; an empty string when every cell and callback went well."""
     import papermill
@@ -485,8 +492,8 @@ def _execute(stage: Stage, target: Path, cell_timeout: int) -> str:
     logging.getLogger("papermill").setLevel(logging.ERROR)
     try:
         notebook = papermill.execute_notebook(
-            str(stage.notebook),
-            str(target),
+            _unformatted(stage.notebook),
+            _unformatted(target),
             parameters=dict(stage.parameters),
             kernel_name="python3",
             # Relative paths in a profile are meant from the top of the checkout.

@@ -310,6 +310,14 @@ def test_a_weight_file_may_have_an_at_in_its_name(project, weights):
     ):
         looks = {"scales": scales, "turned": False, "pyramid": pyramid}
         assert evaluate._model_and_looks(name)[1] == looks
+    # So may the folder of a training, even if it looks like a bundled name.
+    folder = project / "superpoint@2"
+    folder.mkdir()
+    (folder / "weights.safetensors").write_bytes(path.read_bytes())
+    model, settings = evaluate._model_and_looks(str(folder))
+    assert settings["scales"] == (1.0,)
+    state = load_weights(path).state_dict
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
 
 
 def test_match_draws_a_picture_and_needs_descriptors(project, weights, capsys):
@@ -526,7 +534,9 @@ def test_what_has_no_matches_is_not_refined(project, capsys, name):
 
 def test_a_file_may_be_named_as_if_it_were_refined(project):
     (project / "odd:refined").touch()
-    assert evaluate._split_refined("odd:refined") == ("odd:refined", False)
+    (project / "folder:refined").mkdir()
+    for name in ("odd:refined", "folder:refined"):
+        assert evaluate._split_refined(name) == (name, False)
     assert evaluate._split_refined("sift:refined") == ("sift", True)
 
 

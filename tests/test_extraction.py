@@ -908,3 +908,10 @@ def test_descriptors_of_two_precisions_are_compared_in_the_finer(half_first):
     order = swapped[:, 1].argsort()
     assert torch.equal(matches, swapped[order].flip(1))
     torch.testing.assert_close(similarity, again[order])
+
+
+def test_reversed_arrays_of_length_one_are_taken():
+    descriptor = np.float32([[0.6, 0.8]])
+    first = SimpleNamespace(descriptors=descriptor[::-1])
+    matches, similarity = match(first, first)
+    assert matches.tolist() == [[0, 0]] and similarity.item() == pytest.approx(1)

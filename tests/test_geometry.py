@@ -801,3 +801,13 @@ def test_valid_mask_where_the_horizon_crosses_one_end_of_the_picture():
         expected = ((source > -0.5) & (source < [w - 0.5, h - 0.5])).all(-1).reshape(h, w)
         assert expected[:, 73:].any() or expected[73:].any()  # something lies beyond it
         assert (valid_mask(invert_homographies(H_1to0[None]), h, w)[0] != expected).sum() <= 3
+
+
+@pytest.mark.parametrize("padding", ["zeros", "border"])
+def test_pixels_exactly_on_the_horizon_are_numbers(padding):
+    image = np.full((64, 64), 0.5, np.float32)
+    H_1to0 = np.array([[1.0, 0, 0], [0, 1, 0], [-1 / 8, 0, 1]])  # w = 0 at x = 8
+    H = invert_homographies(H_1to0)
+    warped = warp_image(image, H, padding=padding)
+    assert np.isfinite(warped).all() and warped.max() == pytest.approx(0.5)
+    assert np.isfinite(warp_with_mask(image, H)[0]).all()

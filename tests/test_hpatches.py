@@ -566,6 +566,18 @@ def test_a_file_of_something_else_is_named(tmp_path):
             Results.load(path)
 
 
+def test_names_of_any_kind_survive_a_file(toy, tmp_path):
+    results = evaluate({"dots": dots}, toy, TOY, progress=False)
+    odd = ["a\nb", "c\u2028d", "e\x85f", "no text: \udcff", 'i "j", k']
+    records = tuple({**results.records[0], "sequence": name} for name in odd)
+    results = dataclasses.replace(results, records=records)
+    json_path, csv_path = results.save(tmp_path / "toy", "superpoint evaluate --data 'l\nm\udcff'")
+    loaded = Results.load(json_path)
+    assert [record["sequence"] for record in loaded.records] == odd
+    assert loaded.table() == results.table()
+    assert csv_path.read_bytes().startswith(b"# superpoint evaluate --data 'l m\xff'\n")
+
+
 def test_results_without_records_survive_a_file(tmp_path):
     empty = Results("custom", TOY, (), {"i_a": "unreadable"})
     assert Results.load(empty.save(tmp_path / "none", "superpoint evaluate")[0]) == empty

@@ -190,6 +190,13 @@ def test_warped_pairs_are_named_after_the_folder_however_it_is_written(
     assert warped_pairs(source=source) == tmp_path / "runs/warped-pairs" / name
 
 
+def test_the_longest_names_become_folders(tmp_path, photo):
+    names = [120 * "Ж" + "1", 120 * "Ж" + "2"]
+    folder = make_benchmark(tmp_path / "made", dict.fromkeys(names, photo), SMALL)
+    made = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    assert len(made) == 4 and all(name[:3] in ("i_Ж", "v_Ж") for name in made)
+
+
 def test_two_pictures_that_would_bear_one_name_are_refused(tmp_path, photo):
     gray = np.round(255 * photo.clip(0, 1)).astype(np.uint8)
     for name in ("a/b.png", "a_b.png"):

@@ -199,7 +199,7 @@ def test_levels_of_a_pyramid_are_checked(model, photo, pyramid):
 
 
 @pytest.mark.parametrize("pyramid", [(0.9,), (0.7, 0.5), (2.0,)])
-def test_the_radius_at_a_level_is_in_its_own_pixels(monkeypatch, pyramid):
+def test_the_radius_is_in_pixels_of_a_smaller_level_or_of_the_image(monkeypatch, pyramid):
     asked = []
 
     def spy(heatmap, sizes, most, threshold, radius, window, border):
@@ -213,7 +213,10 @@ def test_the_radius_at_a_level_is_in_its_own_pixels(monkeypatch, pyramid):
     # The window of the refinement grows with the level. Pixel 10 of the picture is not in its
     # border of 10: it lies at 10.5 f - 0.5 of a level.
     first = {1.0: 10, 0.9: 9, 0.7: 7, 0.5: 5, 2.0: 21}
-    assert asked == [(5, 2 * max(1, round(2 * f)) + 1, first[f]) for f in (1.0, *pyramid)]
+    radius = {2.0: 10}  # five pixels of the image
+    assert asked == [
+        (radius.get(f, 5), 2 * max(1, round(2 * f)) + 1, first[f]) for f in (1.0, *pyramid)
+    ]
 
 
 def test_the_window_of_the_refinement_grows_with_the_scale(monkeypatch):

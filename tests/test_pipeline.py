@@ -9,6 +9,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from superpoint_lib import pipeline, report
+from superpoint_lib.locks import locked
 from superpoint_lib.pipeline import PipelineError, plan, run_profile, summary, widget_errors
 
 PARAMETERS = """
@@ -81,6 +82,19 @@ LINKED = "00_first: {steps: 4}\n01_second: {source: '{run}/00_first/weights.txt'
 
 def statuses(result):
     return {stage.name: stage.status for stage in result.stages}
+
+
+def test_one_process_at_a_time_in_a_folder(project):
+    with locked(project / "runs" / "quick", PipelineError):
+        with pytest.raises(PipelineError, match=r"another process is at work in .*quick"):
+            run_profile("quick")
+        assert [path.name for path in (project / "runs" / "quick").iterdir()] == [".lock"]
+
+
+def test_braces_in_a_path_are_no_parameters(project):
+    result = run_profile("quick", only=["00"], run_dir=project / "runs" / "a{x}b{")
+    assert not result.failed
+    assert (project / "runs" / "a{x}b{" / "00_first.ipynb").is_file()
 
 
 def test_run_leaves_notebooks_figures_results_and_index(project, capsys):

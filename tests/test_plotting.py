@@ -108,6 +108,8 @@ def test_plot_images_draws_each_image_under_its_title():
     assert len(plotting.plot_images(np.zeros((7, 8, 8))).axes) == 7
     assert len(plotting.plot_images(GRAY).axes) == 1
     assert plotting.plot_images([]).axes == []
+    assert len(plotting.plot_images([GRAY] * 3, columns=5).axes) == 3
+    assert len(plotting.plot_keypoints([GRAY], [np.zeros((0, 2))], columns=2).axes) == 1
     with pytest.raises(ValueError, match="2 images but 1 titles"):
         plotting.plot_images([GRAY, GRAY], ["one"])
 
@@ -379,6 +381,8 @@ def test_render_grid_tiles_images():
     titled = plotting.render_grid(tiles, ["t"] * 5, columns=3, width=128)
     assert titled.shape[0] > 64 and titled[:20].min() < 128
     assert plotting.render_grid([], width=50).shape == (1, 50, 3)
+    with pytest.raises(ValueError, match="5 images but 1 titles"):
+        plotting.render_grid(tiles, ["t"])
 
 
 def test_every_figure_saves_as_a_picture_file(tmp_path):

@@ -21,6 +21,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from superpoint_lib.checkpoints import load_weights, save_weights
 from superpoint_lib.config import ConfigError, replace, to_dict
 from superpoint_lib.datasets import save_labels
+from superpoint_lib.locks import locked
 from superpoint_lib.losses import (
     agreement_loss,
     descriptor_infonce_loss,
@@ -50,7 +51,7 @@ from superpoint_lib.training import (
 )
 from superpoint_lib.training.pieces import make_fabric
 from superpoint_lib.training.publish import blend_weights, sharpen_scores
-from superpoint_lib.training.run import Run, locked, write_history
+from superpoint_lib.training.run import Run, write_history
 from superpoint_lib.training.steps import batch_losses, losses_of_maps
 
 TINY = TrainConfig(
@@ -805,8 +806,8 @@ def test_a_checkpoint_leaves_what_is_not_its_own(tmp_path):
 
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path):
-    with locked(tmp_path / "run"):
-        with pytest.raises(ConfigError, match=r"another process is training in .*run"):
+    with locked(tmp_path / "run", ConfigError):
+        with pytest.raises(ConfigError, match=r"another process is at work in .*run"):
             run(TINY, tmp_path / "run")
         assert not (tmp_path / "run" / "config.json").exists()
         run(TINY, tmp_path / "other")

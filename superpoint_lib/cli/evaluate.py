@@ -158,7 +158,7 @@ def _extractors(
 
 def _split_refined(name: str) -> tuple[str, bool]:
     """The name of an extractor, and whether its matches are to be refined."""
-    refined = name.endswith(REFINED) and not Path(name).is_file()  # a file's own name may end so
+    refined = name.endswith(REFINED) and not Path(name).exists()  # a path may end so
     return (name.removesuffix(REFINED) if refined else name), refined
 
 
@@ -291,7 +291,7 @@ def _model_and_looks(
         CommandError: there are no such weights.
     """
     weights, looks, levels = name, list[str](), list[str]()
-    if "@" in name and not Path(name).is_file():  # a file's own name may hold one
+    if "@" in name and not Path(name).exists():  # a path may hold one
         weights, _, listed = name.rpartition("@")
         first, *levels = listed.split("+")
         looks = first.split(",")

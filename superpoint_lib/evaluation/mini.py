@@ -300,7 +300,7 @@ def _write_sequences(root: Path, name: str, photo: Image, config: MiniConfig) ->
         images = _views(photo, homographies, config)
         if kind == "i":
             images[1:] = [augment_photometric(v, config.photometric, rng) for v in images[1:]]
-        folder = root / f"{kind}_{name}"
+        folder = root / f"{kind}_{_shortened(name)}"
         folder.mkdir(parents=True)
         for number, image in enumerate(images, start=1):
             noisy = image + rng.normal(0, config.noise / 255, image.shape)
@@ -308,6 +308,14 @@ def _write_sequences(root: Path, name: str, photo: Image, config: MiniConfig) ->
             (folder / f"{number}.png").write_bytes(cv2.imencode(".png", gray)[1].tobytes())
         for number, H in enumerate(homographies, start=2):
             np.savetxt(folder / f"H_1_{number}", H, fmt="%.12g")
+
+
+def _shortened(name: str) -> str:
+    """A name that a folder can have: what is too long ends in a digest of the whole."""
+    encoded = os.fsencode(name)
+    if len(encoded) <= 200:
+        return name
+    return f"{encoded[:180].decode('utf-8', 'ignore')}_{zlib.crc32(encoded):08x}"
 
 
 def _viewpoints(config: MiniConfig, rng: np.random.Generator) -> NDArray[np.float64]:

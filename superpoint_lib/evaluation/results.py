@@ -223,7 +223,7 @@ class Results:
         if reference is not None:
             content["differences"] = json_ready(self.differences(reference))
         write_json(json_path, content)
-        write_text(csv_path, f"# {command}\n{self._csv()}")
+        write_text(csv_path, f"# {' '.join(command.splitlines())}\n{self._csv()}")
         return json_path, csv_path
 
     @classmethod
@@ -349,7 +349,8 @@ def shortened(value: Any) -> Any:
 
 
 def _read_records(path: Path) -> tuple[Record, ...]:
-    rows = csv.DictReader(path.read_text(encoding="utf-8").splitlines()[1:])
+    text = path.read_bytes().decode("utf-8", "surrogateescape")  # as write_text has it
+    rows = csv.DictReader(io.StringIO(text.partition("\n")[2], newline=""))
     if not set(KEYS) <= set(rows.fieldnames or ()):
         raise ValueError(f"{path}: not a file of evaluation results (no columns {KEYS})")
     return tuple(

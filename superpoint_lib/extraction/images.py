@@ -60,7 +60,9 @@ def _tensor(image: Any) -> Tensor:
 def from_numpy(array: NDArray[Any]) -> Tensor:
     """A tensor of any array that PyTorch has a type for, whatever its order in memory."""
     native = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
-    return torch.from_numpy(native if native.flags.writeable else native.copy())
+    # A reversed axis of length 1 counts as contiguous; PyTorch refuses it nevertheless.
+    fits = native.flags.writeable and min(native.strides, default=0) >= 0
+    return torch.from_numpy(native if fits else native.copy())
 
 
 def _to_unit_range(pixels: Tensor) -> Tensor:

@@ -182,7 +182,7 @@ def warp_image(
         raise ValueError(
             f"warp_image needs an image (H, W) and H (3, 3), got {image.shape} and {np.shape(H)}"
         )
-    tensor = torch.from_numpy(np.ascontiguousarray(image))[None, None]
+    tensor = torch.from_numpy(np.array(image, order="C"))[None, None]
     return warp_images(tensor, np.asarray(H)[None], size, padding, mode, "opencv")[0, 0].numpy()
 
 
@@ -239,7 +239,19 @@ def _warp_opencv(
                 flags=flags,
                 borderMode=_CV_BORDERS[padding],
             )
+        _drop_nan(warped[i], matrix)
     return torch.from_numpy(warped).to(kind)
+
+
+def _drop_nan(warped: np.ndarray, inverse: np.ndarray) -> None:
+    """Make black, in place, what OpenCV could not tell.
+
+    Its float32 warps (..., H, W) are NaN at pixels that lie exactly on the horizon, w = 0.
+    """
+    height, width = warped.shape[-2:]
+    w = inverse[2] @ np.array([[0, width, 0, width], [0, 0, height, height], [1, 1, 1, 1]])
+    if warped.dtype == np.float32 and w.min() <= 0 <= w.max():
+        np.nan_to_num(warped, copy=False)
 
 
 def _warp_torch(
@@ -362,6 +374,7 @@ def warp_with_mask(
         (samples * width, samples * height),
         flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
     )
+    _drop_nan(warped, fine)
     if samples > 1:
         warped = cv2.resize(warped, (width, height), interpolation=cv2.INTER_AREA)
     bounds = _mask_bounds(inverse[None], image.shape, (height, width), border)

@@ -267,7 +267,7 @@ def image_axes(
     if not len(images):
         return new_figure(width, 0.2), []
     pictures = [to_numpy(i) if colormap else to_rgb(i) for i in images]
-    columns = columns or (len(pictures) if len(pictures) <= 4 else 4)
+    columns = min(columns or 4, len(pictures))
     rows = -(-len(pictures) // columns)
     aspects = [p.shape[1] / p.shape[0] for p in pictures]
     # In a single row, widths follow the aspect ratios so that all pictures are equally high.

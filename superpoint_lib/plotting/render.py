@@ -148,8 +148,10 @@ def render_grid(
         uint8 (height, width, 3) RGB on white; (1, width, 3) when there are no images.
 
     Raises:
-        ValueError: an image that cannot be drawn.
+        ValueError: an image that cannot be drawn, or titles that are not one for each.
     """
+    if titles is not None and len(titles) != len(images):
+        raise ValueError(f"{len(images)} images but {len(titles)} titles")
     gap, header = 4, 20 if titles is not None else 0
     columns = max(1, min(columns, len(images)))
     tile = (width - gap * (columns - 1)) // columns

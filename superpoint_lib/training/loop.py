@@ -21,7 +21,9 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from superpoint_lib.batches import Draws, RawSamples, collate_raw, make_batch
+from superpoint_lib.config import ConfigError
 from superpoint_lib.datasets import Samples
+from superpoint_lib.locks import locked
 from superpoint_lib.memory import keep_freed_memory
 from superpoint_lib.paths import write_json
 from superpoint_lib.training.config import TrainConfig
@@ -31,7 +33,6 @@ from superpoint_lib.training.run import (
     Run,
     append_history,
     claim,
-    locked,
     steps_done,
     write_history,
 )
@@ -98,7 +99,7 @@ def train(
     # What cannot start leaves nothing behind that a corrected call would trip over.
     dataset = None if done == config.steps else make_dataset(config)
     run = Run(config, run_dir, fabric, begun=done is not None)
-    with locked(run_dir) if fabric.is_global_zero else nullcontext():
+    with locked(run_dir, ConfigError) if fabric.is_global_zero else nullcontext():
         if fabric.is_global_zero:
             claim(run_dir, config, resume)
         fabric.barrier()

@@ -8,13 +8,10 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from superpoint_lib.checkpoints import BUNDLED_NAMES, load_weights, save_weights
@@ -264,31 +261,6 @@ def _damaged(path: Path, error: Exception) -> ConfigError:
     return ConfigError(
         f"{path} is damaged ({error}); resume=False (--no-resume) drops the run and starts anew"
     )
-
-
-@contextmanager
-def locked(run_dir: Path) -> Iterator[None]:
-    """Keeps other processes from training in a folder while the block lasts.
-
-    Two would delete each other's checkpoints. File systems without locks are trusted.
-
-    Raises:
-        ConfigError: another process has the folder.
-    """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(run_dir / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise ConfigError(
-            f"another process is training in {run_dir}: wait for it, or use another folder"
-        ) from error
-    except NotImplementedError:
-        pass
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def claim(run_dir: Path, config: TrainConfig, resume: bool) -> None:
