@@ -18,3 +18,14 @@ def write_scene(folder: Path) -> tuple[list[Path], list[Path]]:
     scores = np.full(len(grid), 0.5)
     save_labels(folder / "labels/a.npz", grid, scores, (120, 160), {}, scores)
     return [folder / "images"], [folder / "labels"]
+
+
+def uneven_scene(folder: Path) -> tuple[list[Path], list[Path]]:
+    """One gray picture of 48 x 64, four keypoints, best first, no two alike."""
+    (folder / "images").mkdir()
+    cv2.imwrite(str(folder / "images/a.png"), np.full((48, 64), 99, np.uint8))
+    keypoints = np.array([[20.0, 20.0], [22.0, 21.0], [50.0, 10.0], [52.0, 11.0], [5.0, 40.0]])
+    scores = np.array([0.9, 0.8, 0.7, 0.6, 0.5])
+    probabilities = np.array([0.95, 0.15, 0.75, 0.25, 0.45])
+    save_labels(folder / "labels/a.npz", keypoints, scores, (48, 64), {}, probabilities)
+    return [folder / "images"], [folder / "labels"]

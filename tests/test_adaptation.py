@@ -678,3 +678,29 @@ def test_no_more_images_go_through_the_network_at_once_than_asked_for():
     sizes.clear()
     adapt_heatmap(Counting(), images, drawn(7), replace(CONFIG, batch=1))
     assert sizes == [2] * 7  # one warp of every image at least
+
+
+def test_a_top_k_of_zero_keeps_all():
+    heatmap = torch.zeros(1, 48, 64)
+    heatmap[0, 10, 20], heatmap[0, 30, 40] = 0.5, 0.3
+    (found,) = heatmap_keypoints(heatmap, AdaptConfig(top_k=0, subpixel=False))
+    assert found.keypoints.tolist() == [[20, 10], [40, 30]]
+
+
+def test_labels_are_refined_over_five_pixels():
+    heatmap = torch.zeros(1, 48, 64)
+    heatmap[0, 10, 20], heatmap[0, 10, 22] = 0.5, 0.25
+    (found,) = heatmap_keypoints(heatmap, AdaptConfig())
+    assert found.keypoints[0].tolist() == pytest.approx([20 + 2 / 3, 10])
+
+
+def test_all_of_a_picture_lies_in_its_enlarged_frame():
+    class Silent(torch.nn.Module):
+        def forward(self, images):
+            return {
+                "logits": images.new_zeros(len(images), 65, *(n // 8 for n in images.shape[2:]))
+            }
+
+    config = AdaptConfig(sizes=(1.3,), precision="float32")  # 48 x 64 becomes 64 x 80
+    _, counts = adapt_heatmap(Silent(), torch.zeros(1, 1, 48, 64), np.eye(3)[None], config)
+    assert (counts > 1 - 1e-6).all()

@@ -335,3 +335,12 @@ def test_effects_match_the_switches():
     assert len(augmentation._effects(PhotometricConfig())) == 6
     assert len(augmentation._effects(PHOTOMETRIC_PRESETS["strong"])) == 7
     assert augmentation._effects(PHOTOMETRIC_PRESETS["none"]) == []
+
+
+def test_strong_and_harsh_changes_are_what_they_are():
+    strong, harsh = (PHOTOMETRIC_PRESETS[name] for name in ("strong", "harsh"))
+    for preset, noise, kernel, sigma in ((strong, 15, 7, 1.5), (harsh, 30, 9, 3.0)):
+        assert preset.contrast_range == (0.3, 1.5) and preset.noise_sigma == (0, noise)
+        assert preset.motion_kernel == kernel and preset.defocus_sigma == (0, sigma)
+        assert preset.defocus and preset.motion_blur and preset.shade and preset.speckle
+    assert not any(PHOTOMETRIC_PRESETS[n].defocus for n in ("synthetic", "coco_superpoint"))

@@ -6,9 +6,9 @@ import kornia
 import numpy as np
 import pytest
 import torch
-from labelled_scene import write_scene
+from labelled_scene import uneven_scene, write_scene
 
-from superpoint_lib import batches
+from superpoint_lib import augmentation, batches
 from superpoint_lib.augmentation import (
     PHOTOMETRIC_PRESETS,
     PhotometricConfig,
@@ -25,7 +25,7 @@ from superpoint_lib.batches import (
     target_cells,
 )
 from superpoint_lib.config import replace
-from superpoint_lib.datasets import PhotoDataset, ShapesDataset, make_views
+from superpoint_lib.datasets import MixedDataset, PhotoDataset, ShapesDataset, make_views
 from superpoint_lib.geometry import (
     HOMOGRAPHY_PRESETS,
     sample_homographies,
@@ -35,6 +35,7 @@ from superpoint_lib.geometry import (
 )
 from superpoint_lib.geometry.cells import DUSTBIN
 from superpoint_lib.losses import keypoints_to_labels, keypoints_to_targets, label_offsets
+from superpoint_lib.shapes import ShapesConfig
 
 CPU = torch.device("cpu")
 NONE = PHOTOMETRIC_PRESETS["none"]
@@ -185,13 +186,16 @@ def test_bytes_and_probabilities_make_images_and_targets():
     probabilities = rng.random(5, dtype=np.float32)
     config = HOMOGRAPHY_PRESETS["coco"]
     expected = make_views(
-        image.astype(np.float32) / np.float32(255), keypoints, 2, NONE, config,
-        np.random.default_rng(1), probabilities=probabilities,
-    )  # fmt: skip
+        image.astype(np.float32) / np.float32(255),
+        keypoints,
+        2,
+        NONE,
+        config,
+        np.random.default_rng(1),
+        probabilities=probabilities,
+    )
     H = sample_homographies(1, 48, 64, config, np.random.default_rng(1))[0]
-    sample = {
-        "image": image, "keypoints": keypoints, "probabilities": probabilities, "H_0to1": H
-    }  # fmt: skip
+    sample = {"image": image, "keypoints": keypoints, "probabilities": probabilities, "H_0to1": H}
     fewer = sample | {"keypoints": keypoints[:2], "probabilities": probabilities[:2]}
     raw = collate_raw([{k: torch.from_numpy(v) for k, v in one.items()} for one in (sample, fewer)])
     assert raw["keypoints"].shape == (2, 5, 2) and raw["keypoints"][1, 2:].isnan().all()
@@ -410,3 +414,69 @@ def test_nothing_waits_for_the_device():
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert batch["image1"].is_cuda
+
+
+@pytest.mark.parametrize("where", ["loader", "device"])
+def test_gray_levels_are_clipped_after_every_effect_whose_order_is_drawn(where, monkeypatch):
+    # 0.8 + 0.5 is clipped to 1, less 0.5 is 0.5; the other way round 0.8 comes back.
+    moves = [lambda image, _: image + 0.5, lambda image, _: image - 0.5]
+    monkeypatch.setattr(augmentation, "_effects", lambda config: moves)
+    monkeypatch.setattr(batches, "_effects", lambda config: moves)
+    config, image, found = PHOTOMETRIC_PRESETS["none"], np.full((8, 8), 0.8, np.float32), set()
+    for seed in range(20):
+        if where == "loader":
+            out = augment_photometric(image, config, np.random.default_rng(seed))
+        else:
+            tensor = torch.from_numpy(image)[None, None]
+            out = augment_batch(tensor, config, Draws(torch.device("cpu"), seed))
+        found.add(round(float(out.max()), 4))
+    assert found == {0.5, 0.8}
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_the_border_of_a_dataset_counts_in_the_loader_and_on_the_device(tmp_path, whole):
+    folders = uneven_scene(tmp_path)
+    shift = np.array([[1.0, 0, 4.0], [0, 1, 0], [0, 0, 1]])
+    plain = PHOTOMETRIC_PRESETS["none"]
+    settings = {"photometric": plain, "homography": HOMOGRAPHY_PRESETS["identity"]}
+    settings |= {"crop": "centre", "whole_picture": whole}
+    columns = []
+    for border in (3, 12):
+        dataset = PhotoDataset(*folders, 48, 64, **settings, border=border)
+        labelled = dataset.labelled
+        dataset.labelled = lambda i, labelled=labelled: labelled(i)._replace(homography=shift)
+        drawn = ShapesDataset(
+            ShapesConfig(canvas_height=96, canvas_width=128, height=48, width=64), views=2
+        )
+        mixed = MixedDataset(dataset, drawn, 2)
+        assert mixed.border == border and mixed.photometric is dataset.photometric
+        raw = collate_raw([RawSamples(dataset)[0]])
+        batch = make_batch(raw, 2, plain, Draws(torch.device("cpu"), 0), border)
+        loaded = dataset[0]["valid1"]
+        assert torch.equal(batch["valid1"][0], loaded)
+        columns.append(int(loaded[3].sum()))
+    # The picture begins at x = 4; with 3 px more the first cell is left out, with 12 the second.
+    assert columns[0] - columns[1] >= 1
+
+
+def test_pictures_that_stay_still_make_no_others_valid():
+    raw = {
+        "image": torch.zeros(2, 48, 64),
+        "keypoints": torch.full((2, 1, 2), math.nan),
+        "H_0to1": torch.stack(
+            [torch.eye(3), torch.tensor([[1.0, 0, 20], [0, 1, 0], [0, 0, 1]])]
+        ).double(),
+    }
+    config = PHOTOMETRIC_PRESETS["none"]
+    valid = make_batch(raw, 2, config, Draws(torch.device("cpu"), 0))["valid1"]
+    assert valid[0].all() and not valid[1, :, :3].any()
+
+
+def test_probabilities_that_add_up_to_more_than_one_are_scaled_down():
+    keypoints, chance = np.array([[1.0, 2.0], [5.0, 6.0]]), np.array([0.9, 0.8])
+    by_numpy = keypoints_to_targets(keypoints, chance, 8, 8)[:, 0, 0]
+    on_device = target_cells(
+        torch.from_numpy(keypoints)[None], torch.from_numpy(chance)[None], 8, 8
+    )
+    for targets in (by_numpy, on_device[0, :, 0, 0].numpy()):
+        np.testing.assert_allclose(targets[[17, 53, 64]], [0.9 / 1.7, 0.8 / 1.7, 0], atol=1e-6)

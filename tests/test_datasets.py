@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from labelled_scene import write_scene
+from labelled_scene import uneven_scene, write_scene
 from torch.utils.data import DataLoader
 
 from superpoint_lib.augmentation import PHOTOMETRIC_PRESETS
@@ -757,3 +757,30 @@ def test_a_label_of_the_least_score_counts(tmp_path):
     folders = [tmp_path / "images"], [tmp_path / "labels"]
     dataset = PhotoDataset(*folders, 48, 64, **PLAIN, views=1, threshold=0.5)
     assert positions(dataset[0]["labels"])[:, 0].tolist() == [10, 30]
+
+
+def test_of_crowding_labels_the_best_is_kept_with_its_probability(tmp_path):
+    settings = PLAIN | {"targets": True, "whole_picture": True, "label_radius": 4.0}
+    one = PhotoDataset(*uneven_scene(tmp_path), 48, 64, **settings).labelled(0)
+    for part in (one, one.whole):
+        np.testing.assert_allclose(part.keypoints, [[20, 20], [50, 10], [5, 40]], atol=1e-4)
+        np.testing.assert_allclose(part.probabilities, [0.95, 0.75, 0.45], atol=1e-6)
+
+
+def test_keypoints_that_a_view_loses_take_their_probabilities_along(tmp_path):
+    shift = HomographyConfig(perspective=False, scale=False, rotation=False, patch_ratio=0.3)
+    ways = PLAIN | {"homography": shift, "enlarge": 2.0, "targets": True, "whole_picture": True}
+    folders = uneven_scene(tmp_path)
+    known = dict(zip([20, 22, 50, 52, 5], [0.95, 0.15, 0.75, 0.25, 0.45], strict=True))
+    dataset, fewer = PhotoDataset(*folders, 48, 64, **ways), set()
+    for i in range(12):
+        one = dataset.labelled(i)
+        back = (one.keypoints - one.whole.window[:2, 2]) / np.diag(one.whole.window)[:2]
+        for points, probabilities in (
+            (back, one.probabilities),
+            (one.whole.keypoints, one.whole.probabilities),
+        ):
+            expected = [known[round(float(x))] for x in points[:, 0]]
+            np.testing.assert_allclose(probabilities, expected, atol=1e-6)
+            fewer.add(tuple(expected) != tuple(known.values())[: len(expected)])
+    assert fewer == {False, True}

@@ -234,3 +234,8 @@ def test_a_long_curve_is_thinned_evenly_to_a_hundred_and_one_points():
     assert len(curve["recall"]) == 101 and set(curve["precision"]) == {1.0}
     assert (curve["recall"][0], curve["recall"][-1]) == (0.001, 1.0)
     assert np.ptp(np.diff(curve["recall"])) < 0.002
+
+
+def test_the_localisation_error_is_the_mean_of_the_matched():
+    errors = np.array([0.0, np.nan, 0.0, 3.0])
+    assert localization_error(Detections(np.ones(4), errors, 5, 1)) == 1.0

@@ -22,6 +22,7 @@ from superpoint_lib.extraction import (
     decode_heatmap,
     extract,
     extract_from_maps,
+    find_keypoints,
     inference,
     match,
     nms,
@@ -915,3 +916,15 @@ def test_reversed_arrays_of_length_one_are_taken():
     first = SimpleNamespace(descriptors=descriptor[::-1])
     matches, similarity = match(first, first)
     assert matches.tolist() == [[0, 0]] and similarity.item() == pytest.approx(1)
+
+
+def test_what_lies_in_the_border_suppresses_before_it_is_dropped():
+    heatmap = torch.zeros(1, 24, 32)
+    heatmap[0, 10, 2], heatmap[0, 10, 5] = 0.9, 0.5
+    (found,) = find_keypoints(heatmap, [(24, 32)], None, 0.1, 4, 1, border=4)
+    assert len(found[0]) == 0
+
+
+def test_the_least_similarity_is_inclusive():
+    features = Features(torch.zeros(2, 2), torch.ones(2), torch.eye(2), (16, 16))
+    assert len(match(features, features, min_similarity=1.0)[0]) == 2

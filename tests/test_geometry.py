@@ -9,6 +9,7 @@ import pytest
 import torch
 from skimage import data as skimage_data
 
+from superpoint_lib.config import to_dict
 from superpoint_lib.geometry import (
     HOMOGRAPHY_PRESETS,
     HomographyConfig,
@@ -811,3 +812,24 @@ def test_pixels_exactly_on_the_horizon_are_numbers(padding):
     warped = warp_image(image, H, padding=padding)
     assert np.isfinite(warped).all() and warped.max() == pytest.approx(0.5)
     assert np.isfinite(warp_with_mask(image, H)[0]).all()
+
+
+def test_homography_presets_are_what_they_are():
+    plain = {name: to_dict(preset) for name, preset in HOMOGRAPHY_PRESETS.items()}
+    default = to_dict(HomographyConfig())
+    turned = {"max_angle": math.pi, "angles": "normal", "rotate_in": "pixels"}
+    any_scale = {"scale_amplitude": 1.5, "scales": "log", "stretch_amplitude": 1.0} | turned
+    off = {"perspective": False, "scale": False, "rotation": False, "translation": False}
+    small = {"perspective_amplitude_x": 0.05, "perspective_amplitude_y": 0.05}
+    expected = {
+        "synthetic": {"patch_ratio": 0.8, "translation_overflow": 0.05, "max_angle": 1.57},
+        "coco": {"patch_ratio": 0.85, "max_angle": 1.57},
+        "adaptation": {"patch_ratio": 0.85, "max_angle": math.pi / 2},
+        "validation": {"patch_ratio": 0.8, "scale_amplitude": 0.1, "max_angle": 3.14} | small,
+        "wide": {"scale_amplitude": 0.5, "max_angle": math.pi},
+        "any-angle": {"scale_amplitude": 0.6} | turned,
+        "any-scale": any_scale,
+        "any-distance": any_scale | {"scale_amplitude": 2.0, "scales": "log-even"},
+        "identity": off,
+    }
+    assert plain == {name: default | changes for name, changes in expected.items()}

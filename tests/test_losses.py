@@ -963,3 +963,49 @@ def test_repeatability_divides_each_direction_by_its_own_valid_cells():
     loss = repeatability_loss(sure(0, 2), sure(0), torch.eye(3)[None], valid0, valid1)
     # Of picture 0, one is found again and one is not; of picture 1, one is.
     assert loss.item() == pytest.approx(((-0.8 + 0.2) / 3 - 0.8 / 4) / 2)
+
+
+def test_agreement_loss_needs_a_keypoint_in_view_0_too():
+    labels0 = torch.tensor([[[64, 2, 64, 64]]])
+    view1 = two_pixels(4, 0).roll(1, 3)
+    faint = torch.full_like(view1, -100.0)
+    faint[:, 64] = 5.0
+    assert agreement_loss(two_pixels(4, 2), view1, labels0, SHIFT).item() > 0
+    assert agreement_loss(faint, view1, labels0, SHIFT).item() == 0
+
+
+@pytest.mark.parametrize("pixels", [((3, 5), (4,)), ((4,), (3, 5))])
+def test_agreement_loss_refines_both_views_over_five_pixels(pixels):
+    # Pixels 3 and 5 in equal parts lie at 4: two pixels from the highest, the first of them.
+    labels0 = torch.tensor([[[64, 2, 64, 64]]])
+    view0, view1 = (two_pixels(4, *some) for some in pixels)
+    loss = agreement_loss(view0, view1.roll(1, 3), labels0, SHIFT).item()
+    assert loss == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(("view1", "expected"), [((7, 1), 2.5), ((0, 2), 0.0)])
+def test_agreement_loss_looks_three_pixels_far_in_view_1(view1, expected):
+    # View 0's keypoint lands at x = 20; view 1 has one at 23, or at 24, which is too far.
+    pixel, cells = view1
+    labels0 = torch.tensor([[[64, 4, 64, 64]]])
+    other = two_pixels(4, pixel).roll(cells, 3)
+    loss = agreement_loss(two_pixels(4, 4), other, labels0, SHIFT).item()
+    assert loss == pytest.approx(expected, abs=1e-6)
+
+
+def test_hinge_presets_and_weights_are_the_published_ones():
+    batch = {"relu": True, "normalisation": "batch", "lambda_d": 0.05}
+    expected = {
+        "default": {},
+        "paper": {"positive_distance": 8.0, "normalisation": "all"},
+        "rpautrat": batch | {"double_normalisation": True},
+        "eric": {"positive_distance": 4.0},
+        "zeng": batch | {"double_normalisation": True},
+        "zeng-stage1": batch,
+    }
+    assert {name: HingeConfig(**changes) for name, changes in expected.items()} == HINGE_PRESETS
+    default = HingeConfig()
+    margins = (default.lambda_d, default.positive_margin, default.negative_margin)
+    assert margins == (250, 1, 0.2) and default.positive_distance == 7.5
+    weights = {"paper": 1e-4, "rpautrat": 1e4, "zeng": 1e4, "zeng-stage1": 1e4}
+    assert {"default": 1.0, "eric": 1.0} | weights == HINGE_LAMBDAS

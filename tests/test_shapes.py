@@ -247,3 +247,44 @@ def test_impossible_settings_are_refused_by_name(change, named):
 def test_an_unknown_primitive_is_refused():
     with pytest.raises(ValueError, match="'circle'"):
         draw_shape("circle", DEFAULT, np.random.default_rng(0))
+
+
+def test_the_canvas_is_blurred_by_the_kernel_asked_for():
+    for kernel in (1, 21):
+        config = ShapesConfig(height=240, width=320, blur_kernel=kernel)
+        canvas = shapes._Canvas(config, np.random.default_rng(0))
+        canvas.image[:, :160], canvas.image[:, 160:] = 0, 200
+        row = canvas.render()[0][120] * 255
+        between = ((row > 20) & (row < 180)).sum()
+        assert between == (0 if kernel == 1 else 8), between
+
+
+def test_separate_shapes_keep_the_gap():
+    canvas = shapes._Canvas(ShapesConfig(gap_fraction=0.05), np.random.default_rng(0))  # 12 px
+    square = np.array([[50.0, 50], [90, 50], [90, 90], [50, 90]])
+    assert canvas.add_separate(square, [], square)
+    for gap, free in ((9, False), (14, True)):
+        assert canvas._is_free(np.rint(square + np.array([40 + gap, 0])).astype(np.int32)) == free
+        assert canvas._is_free(np.rint(square + np.array([0, 40 + gap])).astype(np.int32)) == free
+
+
+def test_gray_levels_keep_their_distance_from_all_that_they_touch():
+    canvas = shapes._Canvas(ShapesConfig(min_contrast=40), np.random.default_rng(0))
+    levels = [canvas.background]
+    levels += [canvas.color()]
+    levels += [canvas.color(levels[1])]
+    for _ in range(300):
+        color = canvas.color(*levels[1:])
+        assert min(abs(color - level) for level in levels) >= 40
+    steps = np.abs(np.diff(canvas.colors(300)))
+    assert steps.min() >= 40
+    canvas.image[:, :160], canvas.image[:, 160:], canvas.background = 60, 190, 125.0
+    corners = np.array([[40.0, 40], [280, 40], [280, 200]])
+    found = [canvas.color_over(corners) for _ in range(100)]
+    assert any(found)
+    assert all(min(abs(c - g) for g in (60, 125, 190)) >= 40 for c in found if c is not None)
+
+
+def test_strips_are_as_thick_as_asked_for():
+    (strip,) = shapes._strips(np.array([[[5.0, 5], [15, 5]]]), 2.0)
+    assert sorted(map(tuple, strip.tolist())) == [(5, 4), (5, 6), (15, 4), (15, 6)]

@@ -15,12 +15,15 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from labelled_scene import uneven_scene
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from superpoint_lib.augmentation import PHOTOMETRIC_PRESETS
 from superpoint_lib.checkpoints import load_weights, save_weights
 from superpoint_lib.config import ConfigError, replace, to_dict
-from superpoint_lib.datasets import save_labels
+from superpoint_lib.datasets import MixedDataset, save_labels
+from superpoint_lib.geometry import HOMOGRAPHY_PRESETS
 from superpoint_lib.locks import locked
 from superpoint_lib.losses import (
     agreement_loss,
@@ -1250,3 +1253,58 @@ def test_the_progress_bar_of_a_training_does_not_flood_a_notebook(tmp_path, monk
     monkeypatch.setattr(loop, "tqdm", Bar)
     train(TINY, tmp_path)
     assert [bar.mininterval for bar in bars] == [0.5] and bars[0].n == TINY.steps
+
+
+def test_the_settings_of_photographs_reach_their_dataset(tmp_path):
+    images, labels = uneven_scene(tmp_path)
+    config = replace(
+        TINY,
+        model="superpoint",
+        views=2,
+        descriptor_weight=1.0,
+        data="photos",
+        images=(str(images[0]),),
+        labels=(str(labels[0]),),
+        seed=5,
+        photometric="harsh",
+        homography="wide",
+        label_threshold=0.65,
+        soft_targets=True,
+        sharpen=2.0,
+        enlarge=1.7,
+        whole_picture=True,
+        label_radius=4.0,
+    )
+    photos = make_dataset(config)
+    mixed = make_dataset(replace(config, drawn_every=3))
+    assert isinstance(mixed, MixedDataset) and mixed.every == 3
+    for dataset in (photos, mixed.photos):
+        assert (dataset.height, dataset.width, dataset.views, dataset.seed) == (48, 64, 2, 5)
+        assert dataset.photometric == [PHOTOMETRIC_PRESETS["harsh"]]
+        assert dataset.homography == [HOMOGRAPHY_PRESETS["wide"]]
+        assert (dataset.threshold, dataset.enlarge, dataset.sharpen) == (0.65, 1.7, 2.0)
+        assert (dataset.targets, dataset.whole_picture, dataset.label_radius) == (True, True, 4.0)
+        (picture,) = dataset._cache.values()
+        expected = [p**2 / (p**2 + (1 - p) ** 2) for p in (0.95, 0.15, 0.75)]
+        np.testing.assert_allclose(picture.probabilities, expected, rtol=1e-5)
+
+
+def test_normalisation_is_frozen_after_its_share_of_the_steps(tmp_path):
+    config = replace(TINY, freeze_norm_after=0.5)
+    state = train(config, tmp_path, progress=False).model.state_dict()
+    counts = {int(value) for name, value in state.items() if name.endswith("batches_tracked")}
+    assert counts == {3}  # of 6 steps
+
+
+def test_a_blend_is_sharpened_as_a_whole(tmp_path):
+    config = replace(TINY, model="superpoint", views=2, descriptor_weight=1.0, norm="none", steps=1)
+    trained = train(config, tmp_path / "run", progress=False).model.state_dict()
+    torch.manual_seed(1)
+    other = make_model(replace(config, seed=1))
+    path, output = tmp_path / "other.safetensors", tmp_path / "out.safetensors"
+    save_weights(path, other.state_dict(), to_dict(other.config), {}, torch.float32)
+    blend = str(path), 0.25
+    release(tmp_path / "run", output, dtype=torch.float32, blend=blend, sharpen=2.0)
+    name = "detector.output.conv.weight"
+    expected = 2 * (0.75 * trained[name] + 0.25 * other.state_dict()[name])
+    torch.testing.assert_close(load_weights(output).state_dict[name], expected)
