@@ -119,14 +119,13 @@ def _export_weights(options: ExportOptions) -> Path:
     from superpoint_lib.training import release
 
     source = Path(options.weights)
-    if options.weights not in BUNDLED_NAMES and options.output.resolve() in (
-        source.resolve(),
-        (source / "weights.safetensors").resolve(),
-    ):
+    own = options.weights not in BUNDLED_NAMES
+    sources = [path.resolve() for path in (source, source / "weights.safetensors")]
+    if own and options.output.resolve() in sources:
         raise CommandError(f"{options.output} holds the weights to export: name another --output")
     told = {"learnt_from": options.learnt_from}
     dtype = torch.int8 if options.stored_as == "int8" else torch.float16
-    if options.weights not in BUNDLED_NAMES and Path(options.weights).is_dir():
+    if own and source.is_dir():
         blend = (options.blend, options.blend_share) if options.blend else None
         return release(options.weights, options.output, told, dtype, blend, options.sharpen)
     if options.blend or options.sharpen != 1:

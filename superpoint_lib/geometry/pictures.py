@@ -182,6 +182,7 @@ def warp_image(
         raise ValueError(
             f"warp_image needs an image (H, W) and H (3, 3), got {image.shape} and {np.shape(H)}"
         )
+    # Copied: PyTorch takes no reversed axis, not even one of length 1, which counts as contiguous.
     tensor = torch.from_numpy(np.array(image, order="C"))[None, None]
     return warp_images(tensor, np.asarray(H)[None], size, padding, mode, "opencv")[0, 0].numpy()
 

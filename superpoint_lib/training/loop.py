@@ -29,13 +29,7 @@ from superpoint_lib.paths import write_json
 from superpoint_lib.training.config import TrainConfig
 from superpoint_lib.training.facts import describe, run_facts
 from superpoint_lib.training.pieces import make_dataset, make_fabric
-from superpoint_lib.training.run import (
-    Run,
-    append_history,
-    claim,
-    steps_done,
-    write_history,
-)
+from superpoint_lib.training.run import Run, append_history, claim, steps_done, write_history
 from superpoint_lib.training.steps import (
     Batch,
     batch_losses,

@@ -31,7 +31,12 @@ if TYPE_CHECKING:
 
 # What of a network's configuration decides whether weights fit it.
 _FORM = ("norm", "norm_order", "norm_outputs", "channels", "head_channels", "descriptor_dim")
-_SILENT = ("norm_order", "norm_eps", "norm_groups")
+# What leaves no trace in their names and shapes, but gives another network, by normalisation.
+_SILENT: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "batch": ("norm_order", "norm_eps"),
+    "group": ("norm_order", "norm_eps", "norm_groups"),
+}
 
 
 def make_model(config: TrainConfig) -> MagicPoint | SuperPoint:
@@ -68,9 +73,7 @@ def _load_partly(net: MagicPoint, name: str) -> None:
             f"init: the weights of {name} do not fit this network: {odd[0]!r} and "
             f"{len(odd) - 1} more differ; set {', '.join(told)} as there"
         )
-    # These leave no trace in the names and shapes of the weights, but give another network.
-    silent = {"none": (), "batch": ("norm_order", "norm_eps"), "group": _SILENT}[theirs.norm]
-    differ = [key for key in silent if getattr(theirs, key) != getattr(net.config, key)]
+    differ = [k for k in _SILENT[theirs.norm] if getattr(theirs, k) != getattr(net.config, k)]
     if differ:
         told = (f"{key}={getattr(theirs, key)!r}" for key in differ)
         raise ConfigError(f"init: the network of {name} has {', '.join(told)}; set it as there")

@@ -138,6 +138,8 @@ class Run:
         self.commits = earlier if finished else list(dict.fromkeys(earlier + self.commits))
         try:
             self._load_files(self.files(self.step))
+        except torch.OutOfMemoryError:  # a RuntimeError, like those of damaged files
+            raise
         except (OSError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
             raise _damaged(self.folder, error) from error
         self.history = [
@@ -252,9 +254,12 @@ def _source_digests(config: TrainConfig) -> dict[str, str]:
 
 def _read_record(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text()).items())
-    except (ValueError, AttributeError) as error:
+        record = json.loads(path.read_text())
+        if not isinstance(record, dict):
+            raise ValueError(f"it holds {record!r}")
+    except ValueError as error:
         raise _damaged(path, error) from error
+    return record
 
 
 def _damaged(path: Path, error: Exception) -> ConfigError:
