@@ -455,7 +455,7 @@ def _select_corners(
 
 
 def _draw_polygon(canvas: _Canvas) -> None:
-    """One polygon of three to seven corners, labelled at the corners."""
+    """One polygon of three to five corners, labelled at the corners."""
     found: list[FloatArray] = []
     while not found:
         found = _random_polygons(4, canvas.unit / 10, canvas.unit / 2, canvas)

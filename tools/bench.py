@@ -12,6 +12,7 @@ in turns in that process: a busy machine slows both, and a ratio is the median o
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import subprocess
@@ -93,12 +94,18 @@ def record(results: dict[str, Any], fresh: bool) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """Measure the stages named, or all."""
-    if arguments[:1] == ["--json"]:
-        rows = STAGES[arguments[1]]()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("stages", nargs="*", metavar="STAGE", help=", ".join(STAGES))
+    parser.add_argument("--update", action="store_true", help="replace these stages in the file")
+    parser.add_argument("--json", action="store_true", help="one stage here, as JSON to the screen")
+    options = parser.parse_args(arguments)
+    if options.json:
+        rows = STAGES[options.stages[0]]()
         print(json.dumps({"rows": rows, "peak_memory_gb": round(peak_memory(), 2)}))
         return
-    update = arguments[:1] == ["--update"]
-    names = list(arguments[update:]) or list(STAGES)
+    names = options.stages or list(STAGES)
     unknown = [name for name in names if name not in STAGES]
     if unknown:
         sys.exit(f"bench: no stage {unknown[0]!r}; there are {', '.join(STAGES)}")
@@ -116,10 +123,10 @@ def main(arguments: Sequence[str]) -> None:
             print(show(row), flush=True)
         took, peak = result["seconds"], result["peak_memory_gb"]
         print(f"  {took:.0f} s, peak memory {peak} GB", flush=True)
-        if update:
+        if options.update:
             record(results, fresh=False)
     print(f"{time.perf_counter() - started:.0f} s in all")
-    if not update and len(names) == len(STAGES) and results:
+    if not options.update and len(names) == len(STAGES) and results:
         record(results, fresh=not failed)
     if failed:
         sys.exit(f"bench: failed, their errors are above: {', '.join(failed)}")

@@ -5,7 +5,7 @@
 Protocols leave the threshold to the network: rpautrat's takes all that score 0.001 or more. Two
 networks that rank the same keypoints alike, one sure of itself and one not, then take part with
 different numbers of them. So each is measured at several thresholds, and can be compared at equal
-numbers of keypoints. The pairs are those of ``evaluation.mini.warped_pairs``, every so-manieth.
+numbers of keypoints. The pairs are those of ``evaluation.mini.warped_pairs``, every n-th.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Options:
     thresholds: tuple[float, ...] = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
     """Least scores."""
     every: int = 4
-    """Every so-manieth sequence of pairs."""
+    """Every n-th sequence of pairs."""
     output: Path = field(default_factory=lambda: results_dir() / "thresholds.json")
     """The file to write."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 
 import numpy as np
@@ -116,6 +117,7 @@ def write_chart(name: str, figure: Picture) -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     draw_matches()
     draw_pyramid()
     draw_homographies()

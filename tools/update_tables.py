@@ -8,6 +8,7 @@ A table stands between ``<!-- table:NAME -->`` and ``<!-- end -->``.
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import sys
@@ -350,13 +351,18 @@ def filled(text: str) -> str:
 
 def main(arguments: Sequence[str]) -> None:
     """Write the tables, or check them."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    options = parser.parse_args(arguments)
     for name in FILES:
         path = ROOT / name
         before = path.read_text(encoding="utf-8")
         after = filled(before)
         if before == after:
             continue
-        if "--check" in arguments:
+        if options.check:
             sys.exit(f"{name} differs from its sources: run python tools/update_tables.py")
         write_text(path, after)
         print(f"updated {name}")

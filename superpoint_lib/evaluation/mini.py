@@ -142,8 +142,9 @@ def warped_pairs(
     """Make pairs to choose between trainings on, many and small, or find them made.
 
     Two sequences of two pairs from every picture, 240 x 320: gray levels changed, and warped by
-    homographies with any rotation up to a right angle and a zoom of half as much or twice. Whoever
-    chooses a setting on HPatches cannot report HPatches as a test any more; these are for choosing.
+    homographies with any rotation up to a right angle and a zoom between two thirds and twice.
+    Whoever chooses a setting on HPatches cannot report HPatches as a test any more; these are for
+    choosing.
 
     Args:
         folder: Where; ``runs/warped-pairs/<source>`` by default, of hard ones ``<source>-hard``, of
