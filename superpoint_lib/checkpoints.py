@@ -38,7 +38,7 @@ _COUNTER = "num_batches_tracked"
 _OWN_KEY = "encoder.block1a.conv.weight"
 _TRAINED = "weights.safetensors"  # what a training calls them, in its folder
 _WRAPPERS = ("model_state_dict", "state_dict", "model")
-_PREFIXES = ("module.", "model.")
+_PREFIXES = ("_orig_mod.", "module.", "model.")
 
 
 @dataclass(frozen=True)
@@ -182,12 +182,16 @@ def load_weights(name_or_path: str | Path) -> Weights:
             (refused unread), keys of no known layout, or missing or unknown keys, named.
     """
     path = _find(name_or_path)
-    tensors, header = _read_safetensors(path) if _is_safetensors(path) else (_read_torch(path), {})
-    tensors = _as_floats(tensors)
+    tensors, header = (
+        _read_safetensors(path) if _holds_safetensors(path) else (_read_torch(path), {})
+    )
+    tensors = _without_prefix(_as_floats(tensors))
+    broken = [key for key, value in tensors.items() if not value.isfinite().all()]
+    if broken:
+        raise ValueError(f"{path}: {len(broken)} tensors are not finite, {broken[0]!r} the first")
     if header.get("layout") == OWN_LAYOUT:
         config, metadata = _read_header(header, path)
         return Weights(tensors, config, OWN_LAYOUT, metadata)
-    tensors = _without_prefix(tensors)
     if _OWN_KEY in tensors:
         return Weights(tensors, _config_of_shapes(tensors, path), OWN_LAYOUT, {})
     layout = _recognise(tensors, path)
@@ -281,15 +285,24 @@ def _find(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
     if path.is_dir() and (path / _TRAINED).is_file():
         return path / _TRAINED
+    if path.is_dir():
+        raise FileNotFoundError(f"the folder {path} holds no {_TRAINED}")
     if not path.is_file():
         raise FileNotFoundError(
-            f"no weight file {path}; the bundled names are {', '.join(BUNDLED_NAMES)}"
+            f"no weight file {path}; the bundled names, given as str, are "
+            f"{', '.join(BUNDLED_NAMES)}"
         )
     return path
 
 
 def _is_safetensors(path: Path) -> bool:
-    return path.suffix == ".safetensors"
+    return path.suffix.lower() == ".safetensors"
+
+
+def _holds_safetensors(path: Path) -> bool:
+    """Told by the ending, or under another one by how they begin: eight bytes, and then JSON."""
+    with path.open("rb") as file:
+        return _is_safetensors(path) or file.read(9)[8:] == b"{"
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -1,7 +1,8 @@
 """Bridges to other libraries: OpenCV keypoints and matches, kornia, ONNX, video files.
 
 kornia and onnx are imported only where they are used. Conversions keep coordinates as they are:
-OpenCV, kornia and this library all count pixel centres at integers, as (x, y).
+OpenCV, kornia and this library all count pixel centres at integers, as (x, y); so do hloc and
+LightGlue, whose sizes are (width, height). COLMAP's pixel centres are at halves: add 0.5.
 """
 
 from __future__ import annotations

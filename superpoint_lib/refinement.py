@@ -67,14 +67,16 @@ def refine_matches(
         out of either image.
 
     Raises:
-        ValueError: shapes that do not fit together, an even window, images as in ``extract``, or
-            more than one of them.
+        ValueError: no homography, shapes that do not fit together, an even window, images as in
+            ``extract``, or more than one of them.
 
     Source: Lucas and Kanade, An Iterative Image Registration Technique (1981), in Bouguet's coarse
     to fine form, ``cv2.calcOpticalFlowPyrLK``; there and back: Kalal et al., Forward-Backward Error
     (2010).
     """
     gray0, gray1 = _one_gray(image0, "image0"), _one_gray(image1, "image1")
+    if H_0to1 is None:
+        raise ValueError("H_0to1 is None: no homography was found")
     first, second, H = _array(points0), _array(points1), _array(H_0to1)
     if first.ndim != 2 or first.shape != second.shape or first.shape[1] != 2 or H.shape != (3, 3):
         raise ValueError(

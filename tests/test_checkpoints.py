@@ -312,8 +312,33 @@ def test_the_folder_of_a_training_stands_for_its_weights(tmp_path):
         tmp_path / "weights.safetensors", SuperPoint(SMALL).state_dict(), to_dict(SMALL), {}
     )
     assert load_weights(tmp_path).config == load_weights(tmp_path / "weights.safetensors").config
-    with pytest.raises(FileNotFoundError, match="no weight file"):
-        load_weights(tmp_path.parent)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"empty holds no weights\.safetensors"):
+        load_weights(tmp_path / "empty")
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    state = SuperPoint(SMALL).state_dict()
+    state["detector.output.conv.bias"][3] = torch.nan
+    torch.save(state, tmp_path / "net.pth")
+    with pytest.raises(ValueError, match=r"1 tensors.*'detector\.output\.conv\.bias'"):
+        load_weights(tmp_path / "net.pth")
+
+
+def test_the_weights_of_a_compiled_network_are_its_own(tmp_path):
+    model = SuperPoint(SMALL)
+    compiled = {f"_orig_mod.{key}": value for key, value in model.state_dict().items()}
+    save_weights(tmp_path / "net.safetensors", compiled, to_dict(SMALL), {}, torch.float32)
+    again = SuperPoint.from_pretrained(tmp_path / "net.safetensors")
+    torch.testing.assert_close(again.state_dict(), model.state_dict())
+
+
+def test_safetensors_are_known_under_any_name(tmp_path):
+    path = tmp_path / "NET.SAFETENSORS"
+    save_weights(path, SuperPoint(SMALL).state_dict(), to_dict(SMALL), {})
+    for name in ("NET.SAFETENSORS", "net.pth", "net"):
+        path = path.rename(tmp_path / name)
+        assert load_weights(path).config["channels"] == list(SMALL.channels)
 
 
 @pytest.mark.parametrize("content", [torch.zeros(3), [1, 2], {"a": 1}, {"model_state_dict": 3}])

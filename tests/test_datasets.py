@@ -225,6 +225,29 @@ def test_bad_label_files_are_named(tmp_path):
         save_labels(tmp_path / "x.npz", np.zeros((3, 3)), np.zeros(3), (8, 8), {})
 
 
+@pytest.mark.parametrize(
+    ("keypoint", "size", "probability", "told"),
+    [
+        ((np.nan, 1.0), (8, 12), 0.5, "not finite"),
+        ((11.0, 2.0), (12, 8), 0.5, r"outside the image.*\(height, width\) \(12, 8\)"),
+        ((11.0, 2.0), (8, 12), 50.0, r"probabilities must be in 0\.\.1"),
+        ((11.0, 2.0), (8, 12), -0.1, r"probabilities must be in 0\.\.1"),
+        ((11.0, 2.0), (8, 12), np.nan, r"probabilities must be in 0\.\.1"),
+    ],
+)
+def test_labels_that_would_teach_nonsense_are_refused(tmp_path, keypoint, size, probability, told):
+    path = tmp_path / "a.npz"
+    with pytest.raises(ValueError, match=rf"a\.npz: .*{told}"):
+        save_labels(path, [keypoint], [1.0], size, {}, [probability])
+    assert not path.exists()
+    save_labels(path, [(11.0, 2.0)], [1.0], (8, 12), {}, [0.5])
+    with np.load(path) as arrays:
+        broken = {**arrays, "keypoints": [keypoint], "size": size, "probabilities": [probability]}
+    np.savez(path, **broken)
+    with pytest.raises(ValueError, match=rf"a\.npz: .*{told}"):
+        load_labels(path)
+
+
 def test_label_files_are_never_unpickled(tmp_path):
     contents = {"keypoint_scores": np.zeros(0), "size": np.array([8, 8]), "settings": "{}"}
     np.savez(tmp_path / "p.npz", keypoints=np.array([print], dtype=object), **contents)

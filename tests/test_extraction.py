@@ -1,5 +1,6 @@
 """Decoding, suppression, refinement, sampling, matching, and extract as a whole."""
 
+import math
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import pytest
 import torch
 from kornia.feature import match_mnn, match_smnn
 from kornia.geometry.subpix import spatial_soft_argmax2d
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
@@ -561,7 +563,12 @@ def test_features_as_numpy_can_be_matched():
         (np.zeros((3, 32, 32), np.uint8), r"\(3, 32, 32\)"),
         (np.zeros((2, 32, 32, 3), np.uint8), r"\(2, 32, 32, 3\)"),
         (np.zeros(32, np.uint8), r"\(32,\)"),
-        (None, "object"),
+        (None, "cv2.imread"),
+        ("photo.jpg", r"is a path: .*read_gray\('photo.jpg'\)"),
+        (uniform(32, 40) - 0.5, "values from -0"),  # a usual way to centre, not an image
+        (Image.new("P", (32, 32)), r'mode P: pass image.convert\("RGB"\)'),
+        (Image.new("YCbCr", (32, 32)), "mode YCbCr"),
+        (np.zeros((32, 32, 1), np.uint8), r"of \(H, W, 1\) image\[\.\.\., 0\]"),
     ],
 )
 def test_bad_images_are_refused(image, message):
@@ -581,6 +588,12 @@ def test_one_bad_pixel_among_good_ones():
 )
 def test_negative_settings_are_refused(setting):
     with pytest.raises(ValueError, match=r"-"):
+        extract(superpoint(), uniform(32, 32), **setting)
+
+
+@pytest.mark.parametrize("setting", [{"threshold": None}, {"nms_radius": None}])
+def test_no_limit_is_zero_where_none_means_nothing(setting):
+    with pytest.raises(ValueError, match="cannot be None: 0 turns them off"):
         extract(superpoint(), uniform(32, 32), **setting)
 
 
@@ -728,6 +741,26 @@ def test_match_refuses_what_it_cannot_compare():
         rows[1, 1] = bad
         with pytest.raises(ValueError, match=f"features1.*unit length.*{lengths}"):
             match(some, described(rows))
+    with pytest.raises(ValueError, match=r"\(1, 2, 4\)$"):
+        match(some, described(torch.eye(2, 4)[None]))
+    with pytest.raises(TypeError, match=r"features1 is a dict without .descriptors.*Namespace"):
+        match(some, {"descriptors": some.descriptors})
+
+
+@pytest.mark.parametrize("ratio", [0, -0.8, 80, math.nan])
+def test_a_ratio_is_a_share(ratio):
+    some = described(torch.eye(2, 4))
+    with pytest.raises(ValueError, match="ratio must be above 0 and at most 1"):
+        match(some, some, ratio=ratio)
+    assert len(match(some, some, ratio=1)[0]) == 2
+
+
+@pytest.mark.parametrize("similarity", [5, -1.1, math.nan])
+def test_a_similarity_is_a_cosine(similarity):
+    some = described(torch.eye(2, 4))
+    with pytest.raises(ValueError, match=r"min_similarity must be in -1\.\.1"):
+        match(some, some, min_similarity=similarity)
+    assert len(match(some, some, min_similarity=-1)[0]) == 2
 
 
 def test_match_takes_zero_descriptors_and_those_of_few_bits():

@@ -131,6 +131,14 @@ def test_missing_data_says_how_to_link_it(tmp_path):
         load_sequences(tmp_path)
 
 
+def test_sequences_whose_kind_cannot_be_told_are_named(tmp_path):
+    image = np.zeros((8, 8), np.uint8)
+    for name in ("i_a", "kitchen"):
+        write_sequence(tmp_path, name, [image] * 2, [np.eye(3)])
+    with pytest.raises(ValueError, match=r"kitchen: call a sequence i_\*"):
+        load_sequences(tmp_path)
+
+
 def test_missing_files_are_named(tmp_path):
     image = np.zeros((8, 8), np.uint8)
     write_sequence(tmp_path, "i_a", [image] * 3, [np.eye(3)] * 2)
@@ -498,6 +506,30 @@ def test_wrong_arguments(toy):
         )
     with pytest.raises(ValueError, match=r"\(60, 80\).*\(8, 8\)"):
         evaluate({"wrong": lambda image, task: dots(np.zeros((8, 8)))}, toy, TOY, progress=False)
+
+
+@pytest.mark.parametrize("suppress", [False, True])
+@pytest.mark.parametrize("part", ["keypoint_scores", "descriptors"])
+def test_scores_and_descriptors_of_other_keypoints_are_refused(toy, part, suppress):
+    def wrong(image):
+        found = dots(image)
+        return dataclasses.replace(found, **{part: getattr(found, part)[1:]})
+
+    extractors = {"wrong": plain_extractor(wrong, suppress)}
+    with pytest.raises(ValueError, match="one score, and one descriptor or None, for each"):
+        evaluate(extractors, toy, TOY, progress=False)
+
+
+def test_an_extractor_may_return_numpy_arrays(toy):
+    tensors = evaluate({"dots": plain_extractor(dots)}, toy, TOY, progress=False)
+    arrays = plain_extractor(lambda image: dots(image).numpy())
+    assert evaluate({"dots": arrays}, toy, TOY, progress=False).records == tensors.records
+
+
+def test_a_metric_that_was_not_measured_is_named(toy):
+    results = evaluate({"dots": dots}, toy, TOY, progress=False)
+    with pytest.raises(KeyError, match="no metric 'homography@2' here"):
+        results.values("homography@2")
 
 
 def test_excluded_sequences_are_left_out(toy):

@@ -141,6 +141,7 @@ def test_images_are_those_that_extract_takes(texture):
     ("change", "message"),
     [
         ({"points1": np.zeros((4, 2))}, "points0 and points1"),
+        ({"H_0to1": None}, "no homography was found"),
         ({"H_0to1": np.eye(2)}, r"H_0to1 \(3, 3\)"),
         ({"window": 20}, "window must be odd"),
         ({"image0": np.zeros((2, 1, 64, 64), np.float32)}, "image0: .*batch of 2"),

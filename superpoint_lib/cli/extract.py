@@ -26,8 +26,8 @@ class ExtractOptions(ExtractorOptions):
     images: Positional[tuple[Path, ...]] = ()
     """Image files, or folders of them."""
     output: Path = Path("runs/features")
-    """Folder for the files, which hold keypoints, keypoint_scores, descriptors, image_size; those
-    of a folder's sub-folders go into sub-folders."""
+    """Folder for the files, which hold keypoints (x, y), keypoint_scores, descriptors and
+    image_size (height, width); those of a folder's sub-folders go into sub-folders."""
 
 
 def command(arguments: Sequence[str]) -> int:

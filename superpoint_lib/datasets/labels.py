@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from superpoint_lib.geometry import resize_and_crop
+from superpoint_lib.geometry import on_pixels, resize_and_crop
 from superpoint_lib.paths import atomic_path, read_gray
 
 
@@ -42,26 +42,27 @@ class Labels:
 
 def save_labels(
     path: str | Path,
-    keypoints: NDArray[np.floating],
-    keypoint_scores: NDArray[np.floating],
+    keypoints: ArrayLike,
+    keypoint_scores: ArrayLike,
     size: tuple[int, int],
     settings: dict[str, Any],
-    probabilities: NDArray[np.floating] | None = None,
+    probabilities: ArrayLike | None = None,
 ) -> None:
     """Write a label file (``.npz``), whole or not at all; folders are made as needed.
 
     Args:
         path: where to.
         keypoints: (N, 2), (x, y) in pixels of the label image.
-        keypoint_scores: (N,).
+        keypoint_scores: (N,), best first.
         size: (H, W) of the label image, see ``Labels``.
         settings: plain JSON types.
         probabilities: (N,), see ``Labels``.
 
     Raises:
-        ValueError: for arrays of other shapes.
+        ValueError: for arrays of other shapes, numbers that are not finite, probabilities outside
+            0..1 and keypoints outside the label image.
     """
-    _check_keypoints(path, keypoints, keypoint_scores)
+    _check_labels(path, keypoints, keypoint_scores, size, probabilities)
     arrays: dict[str, Any] = {
         "keypoints": np.asarray(keypoints, np.float32),
         "keypoint_scores": np.asarray(keypoint_scores, np.float32),
@@ -69,7 +70,6 @@ def save_labels(
         "settings": np.asarray(json.dumps(settings, sort_keys=True)),
     }
     if probabilities is not None:
-        _check_keypoints(path, keypoints, probabilities)
         arrays["probabilities"] = np.asarray(probabilities, np.float32)
 
     # Given a name, numpy would add an ending of its own.
@@ -98,17 +98,33 @@ def load_labels(path: str | Path) -> Labels:
         raise ValueError(f"{path} is not a readable label file: {error}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path} is not a readable label file: its settings are {settings!r}")
-    for values in (scores, probabilities):
-        if values is not None:
-            _check_keypoints(path, keypoints, values)
+    _check_labels(path, keypoints, scores, (height, width), probabilities)
     return Labels(keypoints, scores, (height, width), settings, probabilities)
 
 
-def _check_keypoints(path: str | Path, keypoints: NDArray[Any], scores: NDArray[Any]) -> None:
-    if keypoints.ndim != 2 or keypoints.shape[1] != 2 or scores.shape != keypoints.shape[:1]:
+def _check_labels(
+    path: str | Path,
+    keypoints: ArrayLike,
+    scores: ArrayLike,
+    size: tuple[int, int],
+    probabilities: ArrayLike | None,
+) -> None:
+    keypoints, scores = np.asarray(keypoints), np.asarray(scores)
+    likely = scores if probabilities is None else np.asarray(probabilities)
+    one_each = scores.shape == likely.shape == keypoints.shape[:1]
+    if keypoints.ndim != 2 or keypoints.shape[1] != 2 or not one_each:
         raise ValueError(
-            f"{path}: keypoints must be (N, 2) and their scores (N,), "
-            f"got {keypoints.shape} and {scores.shape}"
+            f"{path}: keypoints must be (N, 2) and their scores and probabilities (N,), got "
+            f"{keypoints.shape}, {scores.shape} and {likely.shape}"
+        )
+    if not (np.isfinite(keypoints).all() and np.isfinite(scores).all()):
+        raise ValueError(f"{path}: keypoints or scores are not finite")
+    if probabilities is not None and not ((likely >= 0) & (likely <= 1)).all():
+        raise ValueError(f"{path}: probabilities must be in 0..1")
+    if tuple(size) != (0, 0) and len(keypoints) and not on_pixels(keypoints, *size).all():
+        raise ValueError(
+            f"{path}: keypoints (x, y) outside the image, whose size is given as (height, width) "
+            f"{tuple(size)}"
         )
 
 

@@ -200,7 +200,7 @@ class PhotoDataset(Samples):
             raise ValueError(
                 f"none of the pictures in {_join(image_folders)} has usable labels in "
                 f"{_join(label_folders)}{example}; make them with homographic adaptation "
-                "(notebook 03)"
+                "(notebook 03), or write your own with save_labels"
             )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from superpoint_lib.evaluation.protocols import TaskConfig
 from superpoint_lib.extraction import (
+    FeatureArrays,
     Features,
     box_nms,
     decode_heatmap,
@@ -139,7 +140,7 @@ def plain_extractor(function: Callable[[Image], Features], suppress: bool = Fals
     """
 
     def extractor(image: Image, task: TaskConfig) -> Features:
-        features = _best_first(function(image))
+        features = _best_first(checked(function(image), image))
         return take(
             _suppress(features, task) if suppress else features, slice(task.extract_keypoints)
         )
@@ -168,6 +169,29 @@ def random_extractor(seed: int = 0, keypoints: int = 10000) -> Extractor:
         return Features(torch.from_numpy(points.astype(np.float32)), scores, None, (height, width))
 
     return plain_extractor(draw, suppress=True)
+
+
+def checked(found: Features | FeatureArrays, image: Image) -> Features:
+    """What an extractor found in an image, as tensors.
+
+    Raises:
+        ValueError: Not one score and one descriptor for each keypoint, or features of an image of
+            another size.
+    """
+    keypoints, scores = torch.as_tensor(found.keypoints), torch.as_tensor(found.keypoint_scores)
+    descriptors = None if found.descriptors is None else torch.as_tensor(found.descriptors)
+    counts = [len(part) for part in (keypoints, scores, descriptors) if part is not None]
+    if len(set(counts)) > 1:
+        raise ValueError(
+            "an extractor must give one score, and one descriptor or None, for each keypoint; it "
+            f"gave {', '.join(map(str, counts))} keypoints, scores, descriptors"
+        )
+    if tuple(found.image_size) != image.shape:
+        raise ValueError(
+            f"the extractor was given an image of {image.shape} and returned features of one "
+            f"of {tuple(found.image_size)}"
+        )
+    return Features(keypoints, scores, descriptors, found.image_size, found.computed_in)
 
 
 def _best_first(features: Features) -> Features:

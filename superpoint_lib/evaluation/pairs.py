@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from superpoint_lib.evaluation import metrics
-from superpoint_lib.evaluation.extractors import Extractor, Image, Refined, take
+from superpoint_lib.evaluation.extractors import Extractor, Image, Refined, checked, take
 from superpoint_lib.evaluation.protocols import (
     ProtocolConfig,
     TaskConfig,
@@ -146,16 +146,10 @@ def look_at(extractor: Extractor, image: Image, task: TaskConfig) -> View:
     """Prepare an image (H, W) of a file and extract from it.
 
     Raises:
-        ValueError: The features are of an image of another size.
+        ValueError: The features do not fit together, or are of an image of another size.
     """
     prepared, transform = prepare_image(image, task)
-    features = extractor(prepared, task)
-    if tuple(features.image_size) != prepared.shape:
-        raise ValueError(
-            f"the extractor was given an image of {prepared.shape} and returned features of one "
-            f"of {tuple(features.image_size)}"
-        )
-    return View(prepared, transform, features)
+    return View(prepared, transform, checked(extractor(prepared, task), prepared))
 
 
 def _select(features: Features, H: Homography, size: tuple[int, int], task: TaskConfig) -> Features:

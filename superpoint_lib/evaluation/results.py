@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -82,7 +83,14 @@ class Results:
         return dataclasses.replace(self, records=kept)
 
     def values(self, metric: str) -> NDArray[np.float64]:
-        """One number per record, NaN where it has none (a detector's homography accuracy)."""
+        """One number per record, NaN where it has none (a detector's homography accuracy).
+
+        Raises:
+            KeyError: Neither a metric of the protocol nor anything that a record holds.
+        """
+        known = dict.fromkeys([*self.protocol.metrics, *itertools.chain(*self.records)])
+        if metric not in known:
+            raise KeyError(f"no metric {metric!r} here; there are {list(known)}")
         return np.array([record.get(metric, math.nan) for record in self.records], np.float64)
 
     def summary(

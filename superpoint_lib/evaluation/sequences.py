@@ -67,12 +67,20 @@ def load_sequences(folder: str | Path) -> list[HPatchesSequence]:
     Raises:
         FileNotFoundError: No such folder, no sequence in it, or a file missing: every sequence
             must have as many images as the longest one, and the message names what lacks.
-        ValueError: A homography file that is not an invertible 3 x 3 matrix, by name.
+        ValueError: A homography file that is not an invertible 3 x 3 matrix, or a sequence whose
+            name begins otherwise, by name.
     """
     root = Path(folder)
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root}: {_LINK_HINT}")
-    folders = sorted(p for p in root.iterdir() if p.is_dir() and p.name[:2] in ("i_", "v_"))
+    found = sorted(p for p in root.iterdir() if p.is_dir())
+    folders = [p for p in found if p.name[:2] in ("i_", "v_")]
+    others = [p.name for p in found if p not in folders and (p / "H_1_2").is_file()]
+    if others:
+        raise ValueError(
+            f"{root}: {', '.join(others)}: call a sequence i_* where the light changes, "
+            "v_* where the view does"
+        )
     if not folders:
         raise FileNotFoundError(f"no sequences in {root}: {_LINK_HINT}")
     pictures = {sequence: _numbered_images(sequence) for sequence in folders}

@@ -78,8 +78,14 @@ def match(
 
     Raises:
         ValueError: ``descriptors`` is None (a detector alone), not (N, D) floating point, not
-            finite or not of unit length (zero is allowed), or the two have different D.
+            finite or not of unit length (zero is allowed), or the two have different D; a ratio
+            outside (0, 1] or a similarity outside [-1, 1].
+        TypeError: something without ``descriptors``.
     """
+    if ratio is not None and not 0 < ratio <= 1:
+        raise ValueError(f"ratio must be above 0 and at most 1, or None, got {ratio}")
+    if min_similarity is not None and not -1 <= min_similarity <= 1:
+        raise ValueError(f"min_similarity must be in -1..1, or None, got {min_similarity}")
     descriptors0 = _descriptors(features0, "features0")
     descriptors1 = _descriptors(features1, "features1").to(descriptors0.device)
     precision = torch.promote_types(descriptors0.dtype, descriptors1.dtype)
@@ -108,6 +114,11 @@ def match(
 
 
 def _descriptors(features: HasDescriptors, name: str) -> Tensor:
+    if not hasattr(features, "descriptors"):
+        raise TypeError(
+            f"{name} is a {type(features).__name__} without .descriptors: match one picture's "
+            "Features with another's (of a mapping d: types.SimpleNamespace(**d))"
+        )
     descriptors = features.descriptors
     if descriptors is None:
         raise ValueError(
@@ -119,9 +130,10 @@ def _descriptors(features: HasDescriptors, name: str) -> Tensor:
     if not len(tensor):
         return tensor.float()
     if tensor.ndim != 2 or not tensor.is_floating_point():
+        binary = "; write binary ones as numbers +-1 / sqrt(D)"
         raise ValueError(
             f"{name}.descriptors must be floating point of shape (N, D) and unit length, got "
-            f"{tensor.dtype} {tuple(tensor.shape)}; write binary ones as numbers +-1 / sqrt(D)"
+            f"{tensor.dtype} {tuple(tensor.shape)}{'' if tensor.is_floating_point() else binary}"
         )
     squares = tensor.float().square().sum(1)
     # A descriptor of an empty place may be zero; NaN compares with nothing.
@@ -129,7 +141,7 @@ def _descriptors(features: HasDescriptors, name: str) -> Tensor:
         raise ValueError(
             f"{name}.descriptors must be finite and of unit length, but lengths are "
             f"{float(squares.amin().sqrt()):g} to {float(squares.amax().sqrt()):g}; "
-            "scale them with torch.nn.functional.normalize"
+            "scale them with torch.nn.functional.normalize, or transpose them if they are (D, N)"
         )
     return tensor
 

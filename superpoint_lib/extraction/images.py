@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,8 @@ def prepare_images(image: Tensor | NDArray[Any]) -> tuple[Tensor, bool]:
     else:
         raise ValueError(
             "image must be grayscale (H, W), (1, H, W) or (B, 1, H, W), or RGB (H, W, 3): of "
-            "(3, H, W) take image.permute(1, 2, 0), of RGBA image[..., :3]; got shape "
+            "(3, H, W) take image.permute(1, 2, 0), of RGBA image[..., :3], of (H, W, 1) "
+            "image[..., 0]; of a batch in colour its gray values, (B, 1, H, W); got shape "
             f"{shape}"
         )
     if min(images.shape[-2:]) < MIN_IMAGE_SIZE:
@@ -51,6 +53,15 @@ def prepare_images(image: Tensor | NDArray[Any]) -> tuple[Tensor, bool]:
 
 
 def _tensor(image: Any) -> Tensor:
+    if isinstance(image, str | Path):
+        raise ValueError(
+            f"image is a path: read it, with superpoint_lib.paths.read_gray({image!r})"
+        )
+    if image is None:
+        raise ValueError("image is None, which cv2.imread returns for a file it cannot read")
+    # A palette picture of PIL would give the numbers of its colours.
+    if getattr(image, "mode", None) in ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV"):
+        raise ValueError(f'image has PIL mode {image.mode}: pass image.convert("RGB")')
     array = np.asarray(image)
     if array.dtype != np.uint8 and array.dtype.newbyteorder("=") not in _FLOATING:
         raise _wrong_type(array.dtype)
@@ -77,7 +88,7 @@ def _to_unit_range(pixels: Tensor) -> Tensor:
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError("image has non-finite pixels (NaN or infinity)")
     # Some slack: interpolation and noise may leave [0, 1] a little.
-    if low < -0.5 or high > 1.5:
+    if low < -0.25 or high > 1.5:
         raise ValueError(
             f"floating-point images must lie in [0, 1], got values from {low:g} to {high:g}; "
             "divide 8-bit values by 255, or pass them as uint8; of values x in [-1, 1] take "

@@ -62,6 +62,8 @@ def find_keypoints(
         ValueError: a negative or fractional setting, or no threshold.
     """
     refuse_fractions(max_keypoints=max_keypoints, nms_radius=nms_radius, border=border)
+    if threshold is None or nms_radius is None:
+        raise ValueError("threshold and nms_radius cannot be None: 0 turns them off")
     if not threshold <= 1:  # which NaN is not, either
         raise ValueError(f"threshold must be in 0..1, got {threshold}")
     if max_keypoints is not None and max_keypoints < 0:
