@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -704,3 +705,33 @@ def test_all_of_a_picture_lies_in_its_enlarged_frame():
     config = AdaptConfig(sizes=(1.3,), precision="float32")  # 48 x 64 becomes 64 x 80
     _, counts = adapt_heatmap(Silent(), torch.zeros(1, 1, 48, 64), np.eye(3)[None], config)
     assert (counts > 1 - 1e-6).all()
+
+
+def test_every_setting_that_decides_a_label_is_written_into_it():
+    where_and_how_fast = {"weights", "images", "output", "limit", "batch", "device", "precision"}
+    every = {field.name for field in dataclasses.fields(AdaptConfig)}
+    assert every - where_and_how_fast == set(export._LABEL_SETTINGS)
+
+
+def test_the_defaults_are_the_published_values():
+    default = AdaptConfig()
+    assert (default.nms_radius, default.top_k, default.border) == (4, 600, 3)
+    assert (default.height, default.width) == (240, 320)
+    assert (default.aggregation, default.filter_counts, default.sizes) == ("mean", 0, (1.0,))
+    assert default.subpixel and not default.share_warps and not default.agree
+
+
+def test_warps_depend_on_the_seed_and_on_the_relative_path(config):
+    first, again, other = (
+        export._picture_homographies("a.png", (48, 64), replace(config, seed=seed))
+        for seed in (0, 0, 1)
+    )
+    assert np.array_equal(first, again) and not np.allclose(first, other)
+    jobs, _ = export._list_jobs(config)
+    assert [job.name for job in jobs] == ["a.png", "b.jpg", "sub/c.png"]
+
+
+def test_one_process_alone_tells_of_labels_already_taken(config, images):
+    cv2.imwrite(str(images / "a.jpg"), np.zeros((60, 90), np.uint8))
+    reports = [export_labels(config, progress=False, rank=rank, world=2) for rank in (0, 1)]
+    assert [len(report.failed) for report in reports] == [1, 0]

@@ -480,3 +480,47 @@ def test_probabilities_that_add_up_to_more_than_one_are_scaled_down():
     )
     for targets in (by_numpy, on_device[0, :, 0, 0].numpy()):
         np.testing.assert_allclose(targets[[17, 53, 64]], [0.9 / 1.7, 0.8 / 1.7, 0], atol=1e-6)
+
+
+def test_shade_is_blurred_as_opencv_blurs_it():
+    # A kernel too small for a lower resolution: 13.8 pixels, rounded to 7 on each side of one.
+    config = only(
+        shade=True,
+        shade_ellipses=1,
+        shade_size=0.5,
+        shade_transparency=(0, 0.5),
+        shade_kernel=(9, 21),
+    )
+    ellipse = [[0.8, 0.5], 0.5, 0.5, 1 / 3]
+    ours = batches._shade(torch.ones(1, 1, 40, 60), config, FixedDraws(*ellipse, 0.4, 0.6))
+    mask = batches._ellipses(1, 1, 0.5, 40, 60, FixedDraws(*ellipse))[0].numpy()
+    expected = 1 - 0.3 * cv2.GaussianBlur(mask, (15, 15), 0)
+    assert expected.min() < 0.75
+    np.testing.assert_allclose(ours[0, 0], expected, atol=1e-4)
+
+
+def test_no_ellipse_is_thinner_than_a_fifth_of_the_largest():
+    drawn = batches._ellipses(1, 1, 1.0, 40, 60, FixedDraws([0.0, 0.1], 0.5, 0.5, 0.0))
+    assert drawn.sum().item() == pytest.approx(math.pi * 8**2, rel=0.05)
+
+
+def moved_by(dx: float, dy: float, x: float, y: float) -> dict[str, torch.Tensor]:
+    """A raw picture of 16 x 24 pixels with one keypoint."""
+    return {
+        "image": torch.zeros(1, 16, 24),
+        "keypoints": torch.tensor([[[x, y]]]),
+        "probabilities": torch.tensor([[0.5]]),
+        "H_0to1": torch.tensor([[[1.0, 0, dx], [0, 1, dy], [0, 0, 1]]]).double(),
+    }
+
+
+def test_one_view_has_the_targets_of_the_warped_one():
+    targets = make_batch(moved_by(8, 3, 3, 4), 1, NONE, draws())["targets"]
+    assert targets[0, 8 * 7 + 3, 0, 1].item() == pytest.approx(0.5)  # (11, 7)
+    assert targets[0, DUSTBIN].flatten().tolist() == pytest.approx([1, 0.5, 1, 1, 1, 1])
+
+
+def test_keypoints_on_the_outer_half_of_the_first_pixel_come_to_lie_on_it():
+    batch = make_batch(moved_by(-0.25, 0, 0, 4), 2, NONE, draws())
+    assert batch["labels1"][0, 0, 0] == 8 * 4
+    assert batch["offsets1"][0, :, 0, 0].tolist() == [0, 0]

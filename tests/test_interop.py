@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import cv2
 import numpy as np
 import onnxruntime
@@ -269,3 +271,31 @@ def test_read_video_errors_come_at_the_call(tmp_path):
     _write_video(tmp_path / "clip.avi", 1)
     with pytest.raises(ValueError, match="step"):
         interop.read_video(tmp_path / "clip.avi", step=0)
+
+
+def test_kornia_lafs_are_turned_as_asked_for():
+    from kornia.feature import get_laf_orientation, get_laf_scale
+
+    turned = interop.to_kornia_lafs(features_of(3), orientation=30.0)
+    torch.testing.assert_close(get_laf_orientation(turned).flatten(), torch.full((3,), 30.0))
+    plain = interop.to_kornia_lafs(features_of(3))
+    torch.testing.assert_close(get_laf_scale(plain).flatten(), torch.full((3,), 8.0))
+    torch.testing.assert_close(get_laf_orientation(plain).flatten(), torch.zeros(3))
+
+
+def test_opencv_keypoints_have_the_size_asked_for():
+    assert [k.size for k in interop.to_opencv_keypoints(features_of(2), size=3.0)] == [3.0, 3.0]
+
+
+def test_kornia_matches_by_ratio_both_ways_unless_told_otherwise():
+    features0, features1 = features_of(200, 1), features_of(200, 2)
+    matches, ratios = interop.match_kornia(features0, features1)
+    told, again = interop.match_kornia(features0, features1, "smnn", 0.95)
+    assert torch.equal(matches, told) and torch.equal(ratios, again)
+    assert 0.9 < ratios.max() <= 0.95
+
+
+def test_an_onnx_file_finds_what_extract_finds_unless_told_otherwise():
+    ours, theirs = (inspect.signature(f).parameters for f in (interop.export_onnx, extract))
+    for name in ("threshold", "nms_radius"):
+        assert ours[name].default == theirs[name].default

@@ -1,5 +1,6 @@
 """Targets and losses: numbers by hand, the definition spelled out, gradients, other libraries."""
 
+import inspect
 import math
 
 import numpy as np
@@ -1009,3 +1010,43 @@ def test_hinge_presets_and_weights_are_the_published_ones():
     assert margins == (250, 1, 0.2) and default.positive_distance == 7.5
     weights = {"paper": 1e-4, "rpautrat": 1e4, "zeng": 1e4, "zeng-stage1": 1e4}
     assert {"default": 1.0, "eric": 1.0} | weights == HINGE_LAMBDAS
+
+
+def test_defaults_of_the_losses_that_choose_their_pairs():
+    def numbers(loss):
+        given = {p.name: p.default for p in inspect.signature(loss).parameters.values()}
+        return {name: value for name, value in given.items() if isinstance(value, float | int)}
+
+    sparse = {"matches": 1000, "negatives": 100, "positive_margin": 1.0, "negative_margin": 0.2}
+    assert numbers(descriptor_sparse_loss) == sparse | {"lambda_d": 1.0, "exclusion": 8.0}
+    infonce = {"temperature": 0.05, "exclusion": 8.0, "everywhere": False}
+    assert numbers(descriptor_infonce_loss) == infonce
+
+
+@pytest.mark.parametrize(("chance", "counts"), [(0.0151, True), (0.0149, False)])
+def test_what_is_no_likelier_than_0_015_has_no_place(chance, counts):
+    logits = torch.full((1, 65, 1, 1), -100.0)
+    logits[0, DUSTBIN], logits[0, 5] = 0.0, math.log(chance / (1 - chance))
+    labels, offsets = torch.full((1, 1, 1), 4), torch.zeros(1, 2, 1, 1)
+    assert bool(position_loss(logits, labels, offsets) > 0) is counts
+    aside = translation(1, 0)  # lands a pixel beside what view 1 has
+    assert bool(agreement_loss(logits, logits, labels, aside) > 0) is counts
+
+
+def test_of_keypoints_on_one_pixel_the_last_gives_the_offset():
+    keypoints = np.array([[3.2, 1.0], [2.9, 1.25]])
+    labels = keypoints_to_labels(keypoints, 8, 8, rng())
+    np.testing.assert_allclose(label_offsets(labels, keypoints)[:, 0, 0], [-0.1, 0.25], atol=1e-6)
+
+
+def test_repeatability_is_interpolated_between_the_pixels_of_an_oblong_picture():
+    def sure(x, y):
+        logits = torch.full((1, 65, 2, 3), -100.0)
+        logits[:, DUSTBIN] = 100.0
+        cell = y // 8, x // 8
+        logits[0, 8 * (y % 8) + x % 8, *cell], logits[0, DUSTBIN, *cell] = 100.0, -100.0
+        return logits
+
+    # It lands a pixel above and one and a half beside the other: three quarters are found again.
+    loss = repeatability_loss(sure(12, 10), sure(14, 12), translation(0.5, 1), cost=0.2)
+    assert loss.item() == pytest.approx((0.2 - 0.75) / 6, abs=1e-6)

@@ -16,7 +16,12 @@ from superpoint_lib.evaluation.mini import (
     mini_benchmark,
     warped_pairs,
 )
-from superpoint_lib.geometry import resize_and_crop, turn_and_zoom, warp_points
+from superpoint_lib.geometry import (
+    HomographyConfig,
+    resize_and_crop,
+    turn_and_zoom,
+    warp_points,
+)
 from superpoint_lib.paths import UnreadableImageError, read_gray
 
 SMALL = MiniConfig(height=120, width=160, pairs=2)
@@ -272,3 +277,58 @@ def test_the_pixels_of_the_pictures_are_where_the_homographies_have_them(tmp_pat
             rows, columns = np.mgrid[v - 5 : v + 6, u - 5 : u + 6]
             centre = np.array([(part * columns).sum(), (part * rows).sum()]) / part.sum()
             assert np.abs(centre - place).max() < 0.08
+
+
+def test_pairs_grow_harder_evenly(monkeypatch):
+    asked, sample = [], mini.sample_homographies
+
+    def spy(count, height, width, config, rng):
+        asked.append(config)
+        assert (count, height, width) == (1, 120, 120)
+        return sample(count, height, width, config, rng)
+
+    monkeypatch.setattr(mini, "sample_homographies", spy)
+    hardest = HomographyConfig(scale_amplitude=0.4, stretch_amplitude=0.1, max_angle=1.0)
+    config = MiniConfig(height=120, width=160, pairs=4, homography=hardest)
+    assert mini._viewpoints(config, np.random.default_rng(0)).shape == (4, 3, 3)
+    for name in (
+        "scale_amplitude",
+        "stretch_amplitude",
+        "perspective_amplitude_x",
+        "perspective_amplitude_y",
+        "max_angle",
+    ):
+        found = [getattr(one, name) / getattr(hardest, name) for one in asked]
+        assert found == pytest.approx([0.25, 0.5, 0.75, 1.0])
+
+
+def test_views_are_turned_about_their_middle():
+    turned = HomographyConfig(
+        perspective=False, scale=False, translation=False, max_angle=1.0, patch_ratio=0.8
+    )
+    config = MiniConfig(height=120, width=160, pairs=3, homography=turned)
+    found = mini._viewpoints(config, np.random.default_rng(0))
+    assert np.abs(found - np.eye(3)).max() > 0.1
+    middle = np.array([[79.5, 59.5]])
+    np.testing.assert_allclose(warp_points(middle, found), np.stack([middle] * 3), atol=0.6)
+
+
+def test_the_light_of_the_reference_stays(tmp_path, photo):
+    made = make_benchmark(tmp_path / "made", {"a": photo}, replace(SMALL, noise=0.0))
+    first, *others = ((made / "i_a" / f"{n}.png").read_bytes() for n in (1, 2, 3))
+    assert first == (made / "v_a" / "1.png").read_bytes() and first not in others
+
+
+def test_kinds_of_warped_pairs_are_found_by_name(monkeypatch):
+    monkeypatch.setattr(mini, "warped_pairs", lambda kind="warped": Path(kind))
+    kinds = ["warped", "warped-hard", "warped-zoomed"]
+    assert [benchmark_folder(kind) for kind in kinds] == [Path(kind) for kind in kinds]
+
+
+def test_two_pictures_of_one_scene_make_one_sequence(tmp_path, photo):
+    gray = np.round(255 * photo.clip(0, 1)).astype(np.uint8)
+    (tmp_path / "pictures").mkdir()
+    for name in ("motorcycle_left", "motorcycle_right"):
+        cv2.imwrite(str(tmp_path / "pictures" / f"{name}.png"), gray)
+    folder = warped_pairs(tmp_path / "made", tmp_path / "pictures", kind="warped-zoomed")
+    assert [one.name for one in load_sequences(folder)] == ["v_motorcycle_left"]

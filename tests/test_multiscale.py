@@ -1,3 +1,5 @@
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -289,3 +291,18 @@ def test_a_picture_made_smaller_is_averaged():
     stripes = np.tile(np.float32([0, 1, 0, 0]), (64, 24))  # a quarter of it is light
     extract_multiscale(model, stripes, (0.25,))
     assert (model.images[..., 2:-2, 2:-2] - 0.25).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("settings", [{"scales": (1.0, 2.0)}, {"pyramid": (0.5,)}])
+def test_several_looks_tell_what_they_were_computed_in(settings):
+    image = np.zeros((64, 96), np.float32)
+    image[20, 30] = 0.02
+    found = extract_multiscale(Blob().eval(), image, precision="float32", **settings)
+    assert len(found) and found.computed_in == "float32"
+
+
+def test_the_defaults_are_those_of_extract_and_two_scales():
+    ours, theirs = (inspect.signature(f).parameters for f in (extract_multiscale, extract))
+    assert all(ours[name].default == theirs[name].default for name in theirs)
+    more = {name: ours[name].default for name in ours if name not in theirs}
+    assert more == {"scales": (1.0, 1.5), "turned": False, "pyramid": ()}

@@ -452,3 +452,74 @@ def test_stored_progress_bars_are_dropped_and_nothing_else():
     assert report.drop_progress_bars(notebook) == 2
     assert [o.data["text/plain"] for o in notebook.cells[0].outputs] == texts[2:]
     assert report.drop_progress_bars(notebook) == 0
+
+
+def test_values_have_three_decimals_or_four_digits():
+    values = {0.0: "0.000", -0.25: "-0.250", 0.001: "0.001", -0.0005: "-5.000e-04", 3: "3"}
+    assert [report.format_value(value) for value in values] == list(values.values())
+
+
+@pytest.mark.parametrize(
+    ("value", "annotation", "fits"),
+    [
+        (1, "float", True),
+        (1.0, "int", False),
+        (None, "int | None", True),
+        (None, "int", False),
+        (3, "int | None", True),
+        (True, "bool", True),
+        (1, "bool", False),
+        ({"a": 1}, "dict[str, int]", True),
+        (["a"], "tuple[str, ...]", True),
+        ("a", "list[str]", False),
+    ],
+)
+def test_what_a_profile_may_hold(value, annotation, fits):
+    assert pipeline._fits(value, annotation) is fits
+
+
+def test_placeholders_are_filled_at_any_depth(project):
+    value = {"a": ["{run}/00_first/x", "b"], "c": {"d": "{run}/00_first/y"}}
+    assert list(pipeline._placeholders(value)) == ["{run}/00_first/x", "{run}/00_first/y"]
+    filled = pipeline._fill(value, project / "runs" / "quick")
+    assert filled == {
+        "a": ["runs/quick/00_first/x", "b"],
+        "c": {"d": "runs/quick/00_first/y"},
+    }
+
+
+def test_results_are_one_object(tmp_path):
+    path = tmp_path / "results.json"
+    assert pipeline._read_results(path) == ({}, "")
+    path.write_text("[1]")
+    results, message = pipeline._read_results(path)
+    assert results == {} and "must hold one object" in message
+
+
+def test_the_index_shows_text_as_text_and_failures_as_such(tmp_path):
+    page = report.Page(
+        "01", "a < b & c", tmp_path / "01.html", results={"<x>": 1}, note="a > b", failed=True
+    )
+    index = report.write_index(tmp_path, "<all>", [page]).read_text()
+    for shown in ("a &lt; b &amp; c", "&lt;x&gt;", "a &gt; b", "<h1>&lt;all&gt;", "class=failed"):
+        assert shown in index
+    page = report.Page("01", "a", tmp_path / "01.html", note="3 s")
+    assert "class=failed" not in report.write_index(tmp_path, "all", [page]).read_text()
+
+
+def test_figures_are_numbered_in_order_and_keep_their_kind(tmp_path):
+    data = {"image/png": "AAAA"}, {"image/jpeg": "/9j/"}, {"text/plain": "none"}
+    outputs = [new_output("display_data", one) for one in data]
+    cells = [new_code_cell("", outputs=outputs), new_code_cell("", outputs=outputs[:1])]
+    written = report.extract_figures(new_notebook(cells=cells), tmp_path, "nb")
+    assert [path.name for path in written] == ["nb_01.png", "nb_02.jpg", "nb_03.png"]
+    assert written[1].read_bytes() == b"\xff\xd8\xff"
+
+
+def test_the_title_is_the_first_heading_of_the_first_level():
+    cells = [
+        new_code_cell("# no"),
+        new_markdown_cell("## Part\n#hash\n# Title "),
+        new_markdown_cell("# B"),
+    ]
+    assert report.notebook_title(new_notebook(cells=cells)) == "Title"

@@ -15,6 +15,7 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from superpoint_lib import plotting
+from superpoint_lib.plotting.arrays import heat, score_colors, score_strength
 
 RNG = np.random.default_rng(0)
 GRAY = RNG.random((40, 56)).astype(np.float32)
@@ -399,3 +400,94 @@ def test_draw_keypoints_composes_on_any_axes():
     ax = figure.add_subplot()
     plotting.draw_keypoints(ax, np.ones((4, 2)), color="black")
     assert all(isinstance(c, PathCollection) for c in ax.collections) and len(ax.collections) == 2
+
+
+def test_strengths_and_heat_by_hand():
+    strength = score_strength(np.array([0.5, 0.125, 0.0, -1.0]), 4)
+    assert strength.tolist() == [1, 0.5, 0, 0]
+    assert score_strength(None, 2).tolist() == score_strength(np.zeros(2), 2).tolist() == [1, 1]
+    brightness = score_colors(np.array([0.0, 0.5, 1.0]))[:, :3].sum(1)
+    assert (np.diff(brightness) > 0).all()
+    shown, opacity = heat(np.array([0.0, 0.125, 0.5, 2.0, 3.0]), 2.0, 0.5)
+    assert shown.tolist() == [0, 0.25, 0.5, 1, 1]
+    assert opacity.tolist() == [0, 0.5, 1, 1, 1]
+
+
+def test_plot_precision_recall_has_recall_to_the_right():
+    figure = plotting.plot_precision_recall({"a": ([0.1, 0.4], [0.9, 0.7])})
+    (ax,) = figure.axes
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("recall", "precision")
+    assert ax.lines[0].get_xdata().tolist() == [0.1, 0.4]
+    assert ax.lines[0].get_ydata().tolist() == [0.9, 0.7]
+
+
+def test_plot_cells_of_a_part_of_the_image():
+    labels = np.full((5, 7), 64)
+    labels[1, 2], labels[0, 0] = 8 * 3 + 1, 5
+    points = np.array([[17.0, 11.0], [3.0, 4.0], [39.0, 30.0]])
+    ax = plotting.plot_cells(GRAY, points, labels, origin=(1, 2), cells=(2, 3)).axes[0]
+    assert [t.get_text() for t in ax.texts] == ["25"]
+    assert [patch.get_xy() for patch in ax.patches] == [(16.5, 10.5)]
+    assert ax.texts[0].get_position() == pytest.approx((23.3, 15.2))  # in the far corner
+    assert (ax.get_xlim(), ax.get_ylim()) == ((15.5, 39.5), (23.5, 7.5))
+    dots = ax.collections[-1].get_offsets()
+    assert dots.tolist() == [[17, 11]]
+
+
+def test_plot_warps_outlines_all_four_corners():
+    figure = plotting.plot_warps(GRAY, [np.eye(3)])
+    (outlines,) = [c for c in figure.axes[0].collections if isinstance(c, PolyCollection)]
+    corners = [[0, 0], [55, 0], [55, 39], [0, 39]]
+    np.testing.assert_allclose(outlines.get_paths()[0].vertices[:4], corners, atol=1e-9)
+
+
+def test_plot_history_smooths_over_a_twentieth_of_the_run():
+    run = [{"step": s, "loss": float(s == 100)} for s in range(200)]
+    mean = plotting.plot_history(run).axes[0].lines[1].get_ydata()
+    assert np.flatnonzero(mean > 1e-9).tolist() == list(range(95, 106))
+    assert mean[100] == pytest.approx(1 / 11)
+
+
+def test_plot_bars_highlights_a_row_and_keeps_a_limit():
+    rows = {"ours": {"rep": 0.6}, "other": {"rep": 0.5}}
+    (ax,) = plotting.plot_bars(rows, highlight="ours", limit=1.0).axes
+    colors = [to_hex(bar.get_facecolor()).upper() for bar in ax.patches]
+    assert colors == [plotting.COLORS["blue"], plotting.COLORS["sky"]]
+    assert ax.get_xlim() == pytest.approx((0, 1.42))
+    assert [bar.get_width() for bar in ax.patches] == [0.6, 0.5]
+
+
+def test_plot_hinge_loss_draws_both_costs():
+    first, second, _ = plotting.plot_hinge_loss(2.0, 0.9, 0.2, 0.4, 0.3).axes
+    similarity, cost = first.lines[0].get_data()
+    np.testing.assert_allclose(cost, 2 * np.maximum(0, 0.9 - similarity))
+    np.testing.assert_allclose(first.lines[1].get_xydata(), [[0.4, 1.0]])
+    similarity, cost = second.lines[0].get_data()
+    np.testing.assert_allclose(cost, np.maximum(0, similarity - 0.2))
+    np.testing.assert_allclose(second.lines[1].get_xydata(), [[0.3, 0.1]])
+
+
+def test_plot_images_of_numbers_have_a_range_of_their_own():
+    numbers = np.array([[-3.0, 0.0], [5.0, 7.0]])
+    image = plotting.plot_images([numbers], colormap="viridis").axes[0].images[0]
+    assert image.get_cmap().name == "viridis" and image.get_clim() == (-3, 7)
+
+
+def test_render_keypoints_draws_strong_ones_larger():
+    black = np.zeros((60, 80), np.float32)
+    apart = np.array([[20.0, 30.0], [60.0, 30.0]])
+    picture = plotting.render_keypoints(black, apart, np.array([1.0, 0.01]))
+    left, right = ((half.max(-1) > 60).sum() for half in (picture[:, :40], picture[:, 40:]))
+    assert left > 1.5 * right > 0
+
+
+def test_render_matches_at_another_width_joins_the_same_points():
+    black = np.zeros((40, 50), np.float32)
+    points0, points1 = np.array([[10.0, 20.0]]), np.array([[30.0, 8.0]])
+    picture = plotting.render_matches(black, black, points0, points1, [[0, 0]], width=208)
+    # The second picture begins at x = 54; twice as large, 10 is 20.5 and 30 + 54 is 168.5.
+    for x, y in ((20.5, 40.5), (168.5, 16.5)):
+        rows, columns = np.mgrid[:80, :208]
+        near = np.hypot(columns - x, rows - y)
+        assert (picture.max(-1)[near < 3] > 60).mean() > 0.5
+    assert picture[:, 180:].max() == 0 and picture[:, :14].max() == 0

@@ -256,3 +256,25 @@ def test_reach_is_in_pixels_of_the_first_picture(texture):
     near, far = (true + np.array([x, 0]) for x in (5, 7))
     assert refine_matches(texture, large, points, near, TWICE, reach=3)[1].mean() > 0.9
     assert not refine_matches(texture, large, points, far, TWICE, reach=3)[1].any()
+
+
+@pytest.mark.parametrize(
+    ("off", "confirmed"), [((0.49, 0.0), True), ((0.0, -0.51), False), ((0.4, 0.4), False)]
+)
+def test_the_way_back_ends_within_half_a_pixel(texture, monkeypatch, off, confirmed):
+    def there_and_back(image0, image1, points0, points1, window):
+        assert window == 21
+        return points1, points0 + np.array(off), np.ones(len(points0), bool)
+
+    monkeypatch.setattr(refinement, "_there_and_back", there_and_back)
+    points = np.full((1, 2), 100.0)
+    assert refine_matches(texture, texture, points, points, np.eye(3))[1].tolist() == [confirmed]
+
+
+def test_contrast_is_forty_levels_for_each_deviation():
+    y, x = np.mgrid[:80, :80]
+    white = (x + y) % 2 == 1
+    contrast = _contrast(np.where(white, 0.7, 0.3).astype(np.float32))
+    levels = 40 * 0.2 / (0.2 + 4 / 255)
+    expected = np.where(white, 128 + levels, 128 - levels)
+    assert np.abs(contrast - expected)[30:50, 30:50].max() <= 1

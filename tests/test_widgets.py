@@ -280,3 +280,76 @@ def test_encode_picture_keeps_rgb_order():
     for lossless in (True, False):
         data = np.frombuffer(widgets.encode_picture(picture, lossless), np.uint8)
         assert cv2.imdecode(data, cv2.IMREAD_COLOR)[4, 4, 2] > 190
+
+
+def test_matching_one_way_by_hand():
+    first, second = pair_of_features()
+    similarity = first.descriptors @ second.descriptors.T
+    best, next_best = similarity.topk(2).values.unbind(1)
+    clear = (2 - 2 * best).sqrt() < 0.8 * (2 - 2 * next_best).sqrt()
+    for settings, kept in (
+        ({}, best > -2),
+        ({"ratio": 0.8}, clear),
+        ({"min_similarity": float(best[7])}, best >= best[7]),
+    ):
+        matches, values = widgets.match_one_way(first, second, **settings)
+        assert len(matches) > 0 and torch.equal(matches[:, 0], kept.nonzero()[:, 0])
+        assert torch.equal(matches[:, 1], similarity.argmax(1)[kept])
+        assert torch.equal(values, best[kept])
+    assert 0 < clear.sum() < 40
+
+
+def test_matches_are_correct_within_three_pixels():
+    points = torch.zeros((3, 2))
+    ends = torch.tensor([[13.0, 0.0], [13.1, 0.0], [10.0, -2.9]])
+    first, second = (Features(p, torch.ones(3), None, (56, 80)) for p in (points, ends))
+    shift = np.array([[1.0, 0, 10], [0, 1, 0], [0, 0, 1]])
+    pairs = torch.arange(3)[:, None].expand(-1, 2)
+    assert widgets._correct(first, second, pairs, shift).tolist() == [True, False, True]
+
+
+def test_sliders_stand_at_the_values_they_are_given_and_pass_them_on(image, monkeypatch):
+    asked = []
+
+    def homographies(number, height, width, config, rng):
+        asked.append(config)
+        return np.tile(np.eye(3), (number, 1, 1))
+
+    def photometric(gray, config, rng):
+        asked.append(config)
+        return gray
+
+    monkeypatch.setattr(widgets, "sample_homographies", homographies)
+    monkeypatch.setattr(widgets, "augment_photometric", photometric)
+    config = replace(HOMOGRAPHY_PRESETS["coco"], max_angle=float(np.deg2rad(25)))
+    config = replace(config, perspective_amplitude_x=0.1, perspective_amplitude_y=0.1)
+    explorer = widgets.explore_homographies(image, config)
+    assert replace(asked[0], max_angle=0.0) == replace(config, max_angle=0.0)
+    assert asked[0].max_angle == pytest.approx(config.max_angle)
+    explorer.controls["perspective"].value = 0.3
+    moved = asked[-1]
+    assert (moved.perspective_amplitude_x, moved.perspective_amplitude_y) == (0.3, 0.3)
+    asked.clear()
+    config = widgets.PhotometricConfig(speckle_probability=(0.001, 0.004))
+    widgets.explore_photometric(image, config)
+    expected = replace(config, speckle_probability=(0.0, 0.004))
+    assert len(asked) == widgets.TILES - 1 and asked[0] == expected
+
+
+def test_pictures_are_shown_with_the_short_side_of_training():
+    large = np.random.default_rng(0).random((300, 400), dtype=np.float32)
+    small = widgets._small_gray(large)
+    assert small.shape == (240, 320) and small.dtype == np.float32 and 0 < small.mean() < 1
+    assert widgets._small_gray(large[:100]).shape == (100, 400)
+
+
+def test_the_note_gives_the_range_of_scores(model, image):
+    explorer = widgets.explore_detections(model, image, threshold=1e-4, max_keypoints=20)
+    scores = extract(model, image, threshold=1e-4, max_keypoints=20).keypoint_scores
+    told = f"{len(scores)} keypoints, scores {scores[-1]:.4f} to {scores[0]:.4f}"
+    assert explorer.note.value == told
+
+
+@pytest.mark.parametrize(("step", "format_"), [(1, ".0f"), (0.1, ".1f"), (0.0005, ".4f")])
+def test_values_have_as_many_decimals_as_the_step(step, format_):
+    assert widgets._format(step) == format_
