@@ -66,7 +66,7 @@ class _Layout:
     Attributes:
         convs: prefix of the convolution of each of ``_BLOCKS``, in that order.
         norms: likewise for the normalisation; empty where there is none.
-        config: the fields of ``ModelConfig`` that differ from the defaults.
+        config: the fields of ``ModelConfig`` that the layout decides.
     """
 
     name: str

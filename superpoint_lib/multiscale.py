@@ -110,8 +110,7 @@ def extract_multiscale(
     if least < MIN_IMAGE_SIZE or not all(map(math.isfinite, (*scales, *levels))):
         raise ValueError(
             f"scales must be positive and leave images of {MIN_IMAGE_SIZE} px or more, got "
-            f"{tuple(scales)}{f', times {tuple(pyramid)}' if pyramid else ''}, for an image of "
-            f"{size}"
+            f"{scales}{f', times {pyramid}' if pyramid else ''}, for an image of {size}"
         )
 
     def find(one: Tensor, level: float) -> Features:

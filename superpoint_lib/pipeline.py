@@ -136,7 +136,7 @@ def load_profile(profile: str) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
         raise PipelineError(f"unknown profile {profile!r}: known are {known or 'none'} ({folder})")
-    values = load_yaml(path) or {}
+    values = load_yaml(path)
     for name, parameters in values.items():
         if not isinstance(name, str):  # 02 without quotes is a number
             raise PipelineError(
@@ -382,7 +382,7 @@ def _fits(value: Any, annotation: str) -> bool:
         "dict": dict,
         "None": type(None),
     }
-    alternatives = [re.split(r"\[", part.strip())[0] for part in annotation.split("|")]
+    alternatives = [part.split("[")[0].strip() for part in annotation.split("|")]
     if isinstance(value, bool):
         return "bool" in alternatives
     accepted = [kinds[part] for part in alternatives if part in kinds]

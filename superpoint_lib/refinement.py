@@ -139,8 +139,7 @@ def _there_and_back(
 def _inside(points: NDArray[np.float64], size: tuple[int, ...]) -> NDArray[np.bool_]:
     """(M,) bool; points that are nowhere are not inside."""
     height, width = size
-    inside = (points >= 0) & (points <= np.array([width - 1, height - 1]))
-    return np.logical_and(inside[:, 0], inside[:, 1])
+    return np.all((points >= 0) & (points <= np.array([width - 1, height - 1])), axis=1)
 
 
 def _contrast(image: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -162,7 +161,7 @@ def _one_gray(image: Array, name: str) -> NDArray[np.float32]:
         raise ValueError(f"{name}: {error}") from error
     if len(images) != 1:
         raise ValueError(f"{name}: refine_matches takes one image, got a batch of {len(images)}")
-    return images[0, 0].detach().cpu().float().numpy()
+    return images[0, 0].detach().cpu().numpy()
 
 
 def _array(points: Array) -> NDArray[np.float64]:

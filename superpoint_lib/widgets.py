@@ -28,6 +28,8 @@ from superpoint_lib.adaptation import (
     heatmap_keypoints,
 )
 from superpoint_lib.augmentation import PhotometricConfig, augment_photometric
+from superpoint_lib.evaluation.extractors import take
+from superpoint_lib.evaluation.metrics import reprojection_errors
 from superpoint_lib.extraction import Features, extract, extract_from_maps, match
 from superpoint_lib.geometry import (
     HomographyConfig,
@@ -35,7 +37,6 @@ from superpoint_lib.geometry import (
     sample_homographies,
     valid_mask,
     warp_images,
-    warp_points,
 )
 from superpoint_lib.geometry.cells import CELL_SIZE
 from superpoint_lib.plotting import (
@@ -360,7 +361,7 @@ def explore_matches(
     pictures = to_rgb(image0), to_rgb(image1)
 
     def draw(mutual: bool, ratio: float, min_similarity: float, max_keypoints: int) -> Drawing:
-        top0, top1 = _strongest(features0, max_keypoints), _strongest(features1, max_keypoints)
+        top0, top1 = (take(one, slice(max_keypoints)) for one in (features0, features1))
         find = match if mutual else match_one_way
         # At their neutral ends, the sliders switch the tests off.
         matches, _ = find(top0, top1, ratio if ratio < 1 else None, min_similarity or None)
@@ -555,7 +556,6 @@ def explore_hinge_loss(
     Returns:
         The explorer, controls named as the arguments of ``plot_hinge_loss``.
     """
-
     figure = plot_hinge_loss()
 
     def draw(**values: Any) -> Drawing:
@@ -668,23 +668,13 @@ def running_heatmaps(
     return {"mean": means, "max": responses.cummax(0).values}
 
 
-def _strongest(features: Features, count: int) -> Features:
-    return replace(
-        features,
-        keypoints=features.keypoints[:count],
-        keypoint_scores=features.keypoint_scores[:count],
-        descriptors=None if features.descriptors is None else features.descriptors[:count],
-    )
-
-
 def _correct(
     features0: Features, features1: Features, matches: torch.Tensor, H_0to1: Array
 ) -> NDArray[np.bool_]:
-    points0 = features0.keypoints[matches[:, 0]].cpu().double().numpy()
-    points1 = features1.keypoints[matches[:, 1]].cpu().double().numpy()
-    moved = warp_points(points0, np.asarray(H_0to1, np.float64))
-    correct: NDArray[np.bool_] = np.linalg.norm(moved - points1, axis=1) <= CORRECT_DISTANCE
-    return correct
+    points0 = features0.keypoints[matches[:, 0]].cpu().numpy()
+    points1 = features1.keypoints[matches[:, 1]].cpu().numpy()
+    errors = reprojection_errors(points0, points1, np.asarray(H_0to1))
+    return np.asarray(errors <= CORRECT_DISTANCE)
 
 
 def _small_gray(image: Array) -> NDArray[np.float32]:

@@ -3,8 +3,8 @@
 import json
 from types import SimpleNamespace
 
+import ablate as tool
 import pytest
-from notebook_cells import ROOT
 
 from superpoint_lib import SuperPoint
 from superpoint_lib.config import to_dict
@@ -12,16 +12,8 @@ from superpoint_lib.datasets import bundled_photos
 from superpoint_lib.evaluation.mini import MiniConfig, make_benchmark
 
 
-@pytest.fixture
-def tool(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "tools")
-    import ablate
-
-    return ablate
-
-
 @pytest.mark.parametrize("study", ["labels", "views", "agreement"])
-def test_variants_differ_from_plain_in_what_they_are_said_to(tool, study, tmp_path):
+def test_variants_differ_from_plain_in_what_they_are_said_to(study, tmp_path):
     options = tool.Options((tmp_path,), study, steps=7)
     plain = to_dict(tool.configuration(options, "plain"))
     assert plain["steps"] == 7 and plain["init"] == "superpoint"
@@ -39,7 +31,7 @@ def test_variants_differ_from_plain_in_what_they_are_said_to(tool, study, tmp_pa
         ("agreement", "labels apart", "warped"),
     ],
 )
-def test_variants_are_compared_with_plain(tool, study, variant, kind, monkeypatch, tmp_path):
+def test_variants_are_compared_with_plain(study, variant, kind, monkeypatch, tmp_path):
     trained, asked = [], []
 
     def train(config, run_dir):
@@ -70,7 +62,7 @@ def test_variants_are_compared_with_plain(tool, study, variant, kind, monkeypatc
     assert by_name["before", "all"] == by_name[variant, "all"] != 0
 
 
-def test_unknown_variants_and_parts_of_a_study_are_refused(tool, tmp_path):
+def test_unknown_variants_and_parts_of_a_study_are_refused(tmp_path):
     with pytest.raises(SystemExit, match="no variant 'nothing'; there are plain, whole photo"):
         tool.main(tool.Options(tmp_path, "views", only=("nothing",)), "command")
     with pytest.raises(SystemExit, match="give --output as well"):

@@ -12,11 +12,6 @@ from notebook_cells import ROOT
 from torch.utils.data import DataLoader
 
 
-@pytest.fixture(autouse=True)
-def tools(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "tools")
-
-
 @pytest.fixture
 def bench():
     import bench

@@ -2,25 +2,16 @@
 
 import json
 
+import compare_precision as tool
 import numpy as np
-import pytest
 import torch
-from notebook_cells import ROOT
 
 from superpoint_lib.checkpoints import save_weights
 from superpoint_lib.config import to_dict
 from superpoint_lib.model import ModelConfig, SuperPoint
 
 
-@pytest.fixture
-def tool(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "tools")
-    import compare_precision
-
-    return compare_precision
-
-
-def test_the_file_names_pairs_differences_and_modes(tool, monkeypatch, tmp_path, capsys):
+def test_the_file_names_pairs_differences_and_modes(monkeypatch, tmp_path, capsys):
     torch.manual_seed(0)
     small = ModelConfig(norm="none", channels=(8, 8, 8, 8), head_channels=8)
     path = tmp_path / "net.safetensors"
@@ -41,7 +32,7 @@ def test_the_file_names_pairs_differences_and_modes(tool, monkeypatch, tmp_path,
     assert "homography@3" in capsys.readouterr().out
 
 
-def test_least_squares_takes_the_matches_near_the_truth_and_no_others(tool):
+def test_least_squares_takes_the_matches_near_the_truth_and_no_others():
     from superpoint_lib.evaluation.hpatches import MatchedPair
 
     rng = np.random.default_rng(0)

@@ -2,22 +2,13 @@
 
 import json
 
-import pytest
-from notebook_cells import ROOT
+import compare_thresholds as tool
 
 from superpoint_lib.datasets import bundled_photos
 from superpoint_lib.evaluation.mini import MiniConfig, make_benchmark
 
 
-@pytest.fixture
-def tool(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "tools")
-    import compare_thresholds
-
-    return compare_thresholds
-
-
-def test_fewer_and_surer_keypoints_take_part_at_higher_thresholds(tool, monkeypatch, tmp_path):
+def test_fewer_and_surer_keypoints_take_part_at_higher_thresholds(monkeypatch, tmp_path):
     photo = {"coffee": bundled_photos("benchmark")["coffee"]}
     config = MiniConfig(height=120, width=160, pairs=1)
     monkeypatch.setattr(
@@ -34,7 +25,7 @@ def test_fewer_and_surer_keypoints_take_part_at_higher_thresholds(tool, monkeypa
     assert all(0 <= row[f] <= 3 for row in (low, high) for f in tool.FIGURES)
 
 
-def test_both_tasks_of_the_protocol_get_the_threshold(tool):
+def test_both_tasks_of_the_protocol_get_the_threshold():
     protocol = tool.at_least(0.02)
     assert protocol.detector.threshold == protocol.descriptor.threshold == 0.02
     assert protocol.detector.nms_radius == 4 and protocol.distance == 3

@@ -4,7 +4,9 @@ import re
 import subprocess
 import tomllib
 
+import ensure_opencv
 import pytest
+import update_tables
 import yaml
 from notebook_cells import ROOT
 from packaging.requirements import Requirement
@@ -111,9 +113,6 @@ def test_the_documents_name_targets_and_commands_that_exist(name):
     ],
 )
 def test_headless_opencv_replaces_the_other_where_that_cannot_load(message, replaced, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "tools")
-    import ensure_opencv
-
     calls = []
     loads = iter([message, None])
     monkeypatch.setattr(ensure_opencv, "load_error", lambda: next(loads))
@@ -142,28 +141,19 @@ def test_another_failure_of_opencv_is_not_papered_over(monkeypatch):
 
 
 def load_error_of(stderr, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "tools")
-    import ensure_opencv
-
     result = subprocess.CompletedProcess([], 1, stderr=stderr)
     monkeypatch.setattr(ensure_opencv.subprocess, "run", lambda *_, **__: result)
     return ensure_opencv.load_error()
 
 
-def test_the_tables_of_the_readme_files_are_those_of_the_results(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "tools")
-    import update_tables
-
+def test_the_tables_of_the_readme_files_are_those_of_the_results():
     for name in update_tables.FILES:
         text = (ROOT / name).read_text(encoding="utf-8")
         assert update_tables.filled(text) == text, "run python tools/update_tables.py"
         assert "<!-- table:" in text
 
 
-def test_the_check_of_the_tables_notices_another_figure(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "tools")
-    import update_tables
-
+def test_the_check_of_the_tables_notices_another_figure():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert "| superpoint | 0." in text
     changed = text.replace("| superpoint | 0.", "| superpoint | 9.")

@@ -3,20 +3,12 @@
 import json
 
 import pytest
-from notebook_cells import ROOT
+import record_run as tool
 
 from superpoint_lib.paths import write_json
 
 
-@pytest.fixture
-def tool(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "tools")
-    import record_run
-
-    return record_run
-
-
-def test_times_figures_and_origin_of_a_run_are_kept(tool, tmp_path, capsys):
+def test_times_figures_and_origin_of_a_run_are_kept(tmp_path, capsys):
     run = tmp_path / "run"
     for name, seconds in (("02_first", 60.0), ("05_second", 30.5)):
         record = {"seconds": seconds, "parameters": {"steps": 3}, "results": {"reached": 0.5}}
@@ -38,6 +30,6 @@ def test_times_figures_and_origin_of_a_run_are_kept(tool, tmp_path, capsys):
     assert "2 notebooks, 2 minutes" in capsys.readouterr().out
 
 
-def test_a_run_that_has_not_begun_is_named(tool, tmp_path):
+def test_a_run_that_has_not_begun_is_named(tmp_path):
     with pytest.raises(SystemExit, match="no finished notebooks in"):
         tool.main(tool.Options("standard", tmp_path, tmp_path / "kept.json"))

@@ -61,7 +61,7 @@ def main(options: Options, command: str) -> None:
     rows = []
     runs = [(name, threshold) for name in options.weights for threshold in options.thresholds]
     for name, threshold in tqdm(runs, desc="thresholds"):
-        model = SuperPoint.from_pretrained(name).eval()
+        model = SuperPoint.from_pretrained(name)
         extractor = hpatches.superpoint_extractor(model, precision="auto")
         protocol = at_least(threshold)
         results = hpatches.evaluate({name: extractor}, sequences, protocol, progress=False)

@@ -28,7 +28,7 @@ from superpoint_lib.adaptation.settings import AdaptConfig
 from superpoint_lib.config import to_dict
 from superpoint_lib.datasets import label_folders, load_labels, read_label_image, save_labels
 from superpoint_lib.digests import digest, weights_digest
-from superpoint_lib.geometry.cells import CELL_SIZE
+from superpoint_lib.extraction import MIN_IMAGE_SIZE
 from superpoint_lib.machine import choose_device
 from superpoint_lib.memory import keep_freed_memory
 from superpoint_lib.model import MagicPoint, fold_batch_norm
@@ -157,8 +157,9 @@ def _read(job: _Job, config: AdaptConfig) -> NDArray[np.float32] | str:
         image = read_label_image(job.picture, (config.height, config.width))
     except Exception as error:
         return str(error) or type(error).__name__
-    if min(image.shape) < 2 * CELL_SIZE:
-        return f"picture of {image.shape[0]} x {image.shape[1]} is smaller than 16 x 16"
+    if min(image.shape) < MIN_IMAGE_SIZE:
+        least = f"{MIN_IMAGE_SIZE} x {MIN_IMAGE_SIZE}"
+        return f"picture of {image.shape[0]} x {image.shape[1]} is smaller than {least}"
     return image
 
 
@@ -278,7 +279,7 @@ def export_labels(
     device = choose_device(config.device)
     if device == torch.device("cuda"):
         device = torch.device("cuda", rank % torch.cuda.device_count())
-    model = MagicPoint.from_pretrained(config.weights).eval()
+    model = MagicPoint.from_pretrained(config.weights)
     settings = _settings(config, model)
     if model.config.norm == "batch" and model.config.norm_order == "conv-norm-relu":
         # The same answers, a quarter sooner.

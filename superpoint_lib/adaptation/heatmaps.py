@@ -15,6 +15,7 @@ from superpoint_lib.adaptation.settings import AdaptConfig
 from superpoint_lib.extraction import Features, decode_heatmap, find_keypoints
 from superpoint_lib.geometry import (
     HOMOGRAPHY_PRESETS,
+    resize_transform,
     sample_homographies,
     valid_mask,
     warp_images,
@@ -54,8 +55,7 @@ class _Frame:
 def _frame(height: int, width: int, size: float) -> _Frame:
     sides = [max(1, round(side * size / CELL_SIZE)) * CELL_SIZE for side in (height, width)]
     y, x = sides[0] / height, sides[1] / width
-    enlarge = np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1]])
-    return _Frame(sides[0], sides[1], enlarge, x * y)
+    return _Frame(sides[0], sides[1], resize_transform(x, y), x * y)
 
 
 def _observed_area(homographies: Tensor, height: int, width: int, border: int) -> Tensor:
@@ -65,7 +65,7 @@ def _observed_area(homographies: Tensor, height: int, width: int, border: int) -
     the frame of the warped image (the network sees only half a neighbourhood there). The identity
     counts everywhere: it is the picture, and nothing else ever sees its rim.
     """
-    observed = valid_mask(homographies, height, width, border, device=homographies.device)
+    observed = valid_mask(homographies, height, width, border)
     inner = torch.zeros((height, width), dtype=torch.bool, device=observed.device)
     inner[border : height - border, border : width - border] = True
     identity = torch.eye(3, dtype=homographies.dtype, device=homographies.device)

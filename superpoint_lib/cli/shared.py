@@ -115,6 +115,6 @@ def load_model(weights: str, device: str) -> MagicPoint:
     from superpoint_lib.model import MagicPoint, SuperPoint
 
     chosen = choose_device(device)
-    has_descriptors = any("desc" in key for key in load_weights(weights).state_dict)
+    has_descriptors = any(key.startswith("descriptor.") for key in load_weights(weights).state_dict)
     network = SuperPoint if has_descriptors else MagicPoint
-    return network.from_pretrained(weights).to(chosen).eval()
+    return network.from_pretrained(weights).to(chosen)

@@ -20,9 +20,9 @@ from superpoint_lib.evaluation.detection import Detector
 from superpoint_lib.extraction import Features, nms
 
 Image = NDArray[np.float32]
-Extractor = Callable[[Image], Features]
 
 _ORB_KEYPOINTS = 10_000  # ORB has no "all"; more than an image of a megapixel gives
+_MEASURED_KEYPOINTS = 2000  # as many as the protocols take of a network
 
 
 def harris_response(image: Image) -> Image:
@@ -136,7 +136,7 @@ def orb(image: Image, max_keypoints: int | None = None) -> Features:
     return _extract(detector, bits_as_signs, image, 32, max_keypoints)
 
 
-def as_extractor(detector: Detector) -> Extractor:
+def as_extractor(detector: Detector) -> Callable[[Image], Features]:
     """Let a detector take part where `Features` are wanted, without descriptors."""
 
     def extractor(image: Image) -> Features:
@@ -157,9 +157,6 @@ DETECTORS: dict[str, Callable[..., tuple[Image, Image]]] = {
     "fast": fast,
 }
 EXTRACTORS: dict[str, Callable[..., Features]] = {"sift": sift, "rootsift": rootsift, "orb": orb}
-
-
-_MEASURED_KEYPOINTS = 2000
 
 
 def classical_extractor(name: str) -> extractors.Extractor:

@@ -14,11 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from superpoint_lib.augmentation import (
-    PHOTOMETRIC_PRESETS,
-    PhotometricConfig,
-    augment_photometric,
-)
+from superpoint_lib.augmentation import PHOTOMETRIC_PRESETS, augment_photometric
 from superpoint_lib.shapes import SHAPES_PRESETS, ShapesConfig, draw_shape
 
 Detector = Callable[[NDArray[np.float32]], tuple[NDArray[np.floating], NDArray[np.floating]]]
@@ -195,17 +191,15 @@ def shapes_test_set(
     noise: bool,
     seed: int = 0,
     config: ShapesConfig = SHAPES_PRESETS["default"],
-    photometric: PhotometricConfig = PHOTOMETRIC_PRESETS["synthetic"],
 ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
     """Draw the test pictures of one primitive, with or without photometric noise.
 
     Args:
         primitive: one of `superpoint_lib.shapes.PRIMITIVES`.
         images: how many.
-        noise: change the gray levels by `photometric`; the drawing is the same either way.
+        noise: change the gray levels by the "synthetic" preset; the drawing is the same either way.
         seed: of the set. No picture is one of `draw_sample`'s, whatever its seed.
         config: how the shapes are drawn.
-        photometric: the change `noise` makes.
 
     Yields:
         image float32 (H, W) in [0, 1] and corners float32 (K, 2).
@@ -216,7 +210,7 @@ def shapes_test_set(
         image, corners = draw_shape(primitive, config, rng)
         if noise:
             rng = np.random.default_rng((seed, name, i, _NOISE_STREAM))
-            image = augment_photometric(image, photometric, rng)
+            image = augment_photometric(image, PHOTOMETRIC_PRESETS["synthetic"], rng)
         yield image, corners
 
 

@@ -32,9 +32,9 @@ from superpoint_lib.model import Precision
 from superpoint_lib.multiscale import extract_multiscale
 
 Image = NDArray[np.float32]
-
-
 Extractor = Callable[[Image, TaskConfig], Features]
+
+_RANDOM_KEYPOINTS = 10_000
 
 
 def superpoint_extractor(
@@ -148,14 +148,14 @@ def plain_extractor(function: Callable[[Image], Features], suppress: bool = Fals
     return extractor
 
 
-def random_extractor(seed: int = 0, keypoints: int = 10000) -> Extractor:
+def random_extractor(seed: int = 0) -> Extractor:
     """Keypoints drawn evenly over the image: the floor every detector has to beat.
 
-    Each image has its own points, which depend on its pixels and the seed alone.
+    Each image has its own 10,000 points, which depend on its pixels and the seed alone, before the
+    protocol's suppression.
 
     Args:
         seed: Non-negative.
-        keypoints: Number drawn, before the protocol's suppression.
 
     Returns:
         An ``Extractor`` without descriptors.
@@ -164,8 +164,8 @@ def random_extractor(seed: int = 0, keypoints: int = 10000) -> Extractor:
     def draw(image: Image) -> Features:
         rng = np.random.default_rng([seed, zlib.crc32(np.ascontiguousarray(image).tobytes())])
         height, width = image.shape
-        points = rng.uniform([0, 0], [width - 1, height - 1], size=(keypoints, 2))
-        scores = torch.from_numpy(rng.random(keypoints).astype(np.float32))
+        points = rng.uniform([0, 0], [width - 1, height - 1], size=(_RANDOM_KEYPOINTS, 2))
+        scores = torch.from_numpy(rng.random(_RANDOM_KEYPOINTS).astype(np.float32))
         return Features(torch.from_numpy(points.astype(np.float32)), scores, None, (height, width))
 
     return plain_extractor(draw, suppress=True)

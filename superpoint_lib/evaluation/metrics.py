@@ -23,6 +23,8 @@ from superpoint_lib.geometry import invert_homographies, warp_points
 FloatArray = NDArray[np.floating]
 BoolArray = NDArray[np.bool_]
 
+_SLACK = 1e-3  # in pixels: a point on the frame survives rounding errors of a homography
+
 
 class Repeatability(NamedTuple):
     """Repeatability of one pair and the counts behind it."""
@@ -60,27 +62,25 @@ class RansacConfig:
             raise ValueError(f"orders must be at least 1, got {self.orders}")
 
 
-def visible_mask(
-    keypoints: FloatArray, H_0to1: FloatArray, size1: tuple[int, int], tolerance: float = 1e-3
-) -> BoolArray:
+def visible_mask(keypoints: FloatArray, H_0to1: FloatArray, size1: tuple[int, int]) -> BoolArray:
     """Tell which keypoints of image 0 fall inside image 1.
 
     Args:
         keypoints: (N, 2) as (x, y) in image 0.
         H_0to1: (3, 3), image-0 pixels to image-1 pixels.
         size1: (height, width) of image 1.
-        tolerance: Slack in pixels, so that a point on the frame survives rounding errors of H.
 
     Returns:
         (N,) bool. Points at infinity are not visible.
 
     Convention:
-        Inside means 0 <= x <= width - 1 and 0 <= y <= height - 1 (pixel centres at integers).
+        Inside means 0 <= x <= width - 1 and 0 <= y <= height - 1 (pixel centres at integers), up
+        to a thousandth of a pixel.
     """
     warped = warp_points(_as_points(keypoints), np.asarray(H_0to1, np.float64))
     height, width = size1
-    limit = np.array([width - 1, height - 1]) + tolerance
-    return np.all((warped >= -tolerance) & (warped <= limit), axis=1)
+    limit = np.array([width - 1, height - 1]) + _SLACK
+    return np.all((warped >= -_SLACK) & (warped <= limit), axis=1)
 
 
 def repeatability(
@@ -213,12 +213,7 @@ def homography_auc(corner_errors: ArrayLike, threshold: float) -> float:
         SuperGlue's and glue-factory's code join the steps by straight lines instead (trapezoids);
         the two differ by less than 1 / P.
     """
-    return _mean(auc_terms(corner_errors, threshold))
-
-
-def auc_terms(corner_errors: ArrayLike, threshold: float) -> NDArray[np.float64]:
-    """Each pair's part of :func:`homography_auc`: max(0, 1 - error / threshold), (P,) in [0, 1]."""
-    return np.maximum(0.0, 1.0 - np.asarray(corner_errors, np.float64) / threshold)
+    return _mean(np.maximum(0.0, 1.0 - np.asarray(corner_errors, np.float64) / threshold))
 
 
 def matching_score(n_correct: int, n_visible0: int, n_visible1: int) -> float:
@@ -251,6 +246,9 @@ def match_average_precision(correct: ArrayLike, confidence: ArrayLike) -> float:
 
     Returns:
         A value in [0, 1]; 0 when nothing is correct, including no matches at all.
+
+    Raises:
+        ValueError: not one confidence for each match.
 
     Convention:
         Recall is relative to the correct ones among the matches given, as in scikit-learn's

@@ -269,7 +269,7 @@ def descriptor_record(pair: MatchedPair, protocol: ProtocolConfig) -> Record:
     for eps in protocol.corner_thresholds:
         record[f"homography@{eps:g}"] = metrics.homography_accuracy(errors, eps)
     for eps in protocol.corner_thresholds:
-        record[f"auc@{eps:g}"] = float(metrics.auc_terms(errors, eps).mean())
+        record[f"auc@{eps:g}"] = metrics.homography_auc(errors, eps)
     for distance in protocol.match_distances:
         share = (pair.errors <= distance).mean() if len(pair.errors) else 0.0
         record[f"correct_matches@{distance:g}"] = float(share)

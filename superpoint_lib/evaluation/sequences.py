@@ -16,14 +16,9 @@ from superpoint_lib.geometry import invert_homographies
 from superpoint_lib.paths import list_images
 
 Homography = NDArray[np.float64]
-
-
 Split = Literal["illumination", "viewpoint"]
 
-
 _SPLITS: dict[str, Split] = {"i": "illumination", "v": "viewpoint"}
-
-
 _LINK_HINT = (
     "expected one folder per sequence, named i_* or v_*, with images 1 to 6 (any extension OpenCV "
     "reads) and homographies H_1_2 to H_1_6; download HPatches (hpatches-sequences-release, "

@@ -162,25 +162,6 @@ def transform_homography(H_0to1: Any, T0: Any, T1: Any) -> np.ndarray:
     return _with_unit_corner(H)
 
 
-def resize_homography(
-    H_0to1: Any, scale0: tuple[float, float], scale1: tuple[float, float]
-) -> np.ndarray:
-    """Return the homography between the two pictures after each was resized.
-
-    Convention: resizing by s moves pixel x to ``s (x + 0.5) - 0.5``: the borders of the picture
-    stay borders, not the centres of its first pixels.
-
-    Args:
-        H_0to1: (..., 3, 3).
-        scale0: (sx, sy), new size over old size, of picture 0.
-        scale1: the same for picture 1.
-
-    Returns:
-        float64 (..., 3, 3).
-    """
-    return transform_homography(H_0to1, resize_transform(*scale0), resize_transform(*scale1))
-
-
 def crop_homography(
     H_0to1: Any, offset0: tuple[float, float], offset1: tuple[float, float]
 ) -> np.ndarray:
@@ -198,7 +179,11 @@ def crop_homography(
 
 
 def resize_transform(sx: float, sy: float) -> np.ndarray:
-    """Matrix from old to new pixels of a picture resized by (sx, sy)."""
+    """Matrix from old to new pixels of a picture resized by (sx, sy).
+
+    Convention: resizing by s moves pixel x to ``s (x + 0.5) - 0.5``: the borders of the picture
+    stay borders, not the centres of its first pixels.
+    """
     return np.array([[sx, 0, 0.5 * sx - 0.5], [0, sy, 0.5 * sy - 0.5], [0, 0, 1]], dtype=np.float64)
 
 

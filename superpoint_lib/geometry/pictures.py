@@ -161,16 +161,14 @@ def warp_image(
     H: np.ndarray,
     size: tuple[int, int] | None = None,
     padding: Padding = "zeros",
-    mode: Mode = "bilinear",
 ) -> np.ndarray:
     """Warp one numpy picture: ``warp_images`` for the data-making side.
 
     Args:
-        image: (H, W), float32, float64 or uint8; bool with ``mode="nearest"``.
+        image: (H, W), float32, float64 or uint8.
         H: (3, 3), from picture pixels to warped pixels.
         size: (height, width) of the result; that of ``image`` if None.
         padding: "zeros" or "border".
-        mode: "bilinear" or "nearest".
 
     Returns:
         (height, width), the type of ``image``.
@@ -184,7 +182,8 @@ def warp_image(
         )
     # Copied: PyTorch takes no reversed axis, not even one of length 1, which counts as contiguous.
     tensor = torch.from_numpy(np.array(image, order="C"))[None, None]
-    return warp_images(tensor, np.asarray(H)[None], size, padding, mode, "opencv")[0, 0].numpy()
+    warped = warp_images(tensor, np.asarray(H)[None], size, padding, backend="opencv")
+    return warped[0, 0].numpy()
 
 
 def _check_choice(name: str, value: str, choices: Iterable[str]) -> None:
@@ -286,13 +285,7 @@ def _warp_torch(
     return (warped if images.is_floating_point() else warped.round()).to(images.dtype)
 
 
-def valid_mask(
-    H: Array,
-    height: int,
-    width: int,
-    border: float = 0,
-    device: torch.device | str | None = None,
-) -> Array:
+def valid_mask(H: Array, height: int, width: int, border: float = 0) -> Array:
     """Mark the pixels of the warped pictures that show the inside of the source.
 
     The source seen through a homography is the quadrilateral between the four lines its edges
@@ -309,10 +302,9 @@ def valid_mask(
         height: of the source and of the warped picture.
         width: likewise.
         border: pixels of the warped picture, at least 0.
-        device: where to compute; the result is then a tensor there, also for numpy ``H``.
 
     Returns:
-        bool (n, height, width), numpy for numpy and tensor for tensor unless ``device`` is given.
+        bool (n, height, width), of the same kind as ``H`` (numpy or tensor, device).
 
     Raises:
         ValueError: a wrong shape, a negative border, or a singular homography.
@@ -327,9 +319,8 @@ def valid_mask(
     inverse = invert_homographies(matrices.astype(np.float64))
     size = (height, width)
     bounds, x = _mask_bounds(inverse, size, size, border), np.arange(width, dtype=np.float32)
-    if isinstance(H, torch.Tensor) or device is not None:
-        place = H.device if isinstance(H, torch.Tensor) and device is None else device
-        on_device = (torch.from_numpy(array).to(place) for array in (bounds, x))
+    if isinstance(H, torch.Tensor):
+        on_device = (torch.from_numpy(array).to(H.device) for array in (bounds, x))
         return cast(Array, _between(*on_device))
     return cast(Array, _between(bounds, x))
 

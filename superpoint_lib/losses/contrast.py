@@ -166,6 +166,10 @@ def descriptor_sparse_loss(
         matches: cells of image 0 drawn per image, without repetition (all when there are fewer).
         negatives: cells of image 1 drawn per match; those within ``exclusion`` px of the true
             place, or not valid, are dropped.
+        lambda_d: weight of the matches.
+        positive_margin: m_p, the similarity from which a match costs nothing.
+        negative_margin: m_n, the similarity up to which a negative costs nothing.
+        exclusion: pixels, inclusive.
 
     Returns:
         Scalar, >= 0.

@@ -51,9 +51,7 @@ def plot_images(
     Raises:
         ValueError: an image that cannot be drawn, or fewer titles than images.
     """
-    figure, axes = image_axes(as_list(images, 2), titles, columns, width, colormap)
-    del axes
-    return figure
+    return image_axes(as_list(images, 2), titles, columns, width, colormap)[0]
 
 
 def draw_keypoints(
@@ -273,15 +271,8 @@ def image_axes(
     # In a single row, widths follow the aspect ratios so that all pictures are equally high.
     ratios = aspects if rows == 1 else [max(aspects)] * columns
     lines = max((t.count("\n") + 1 for t in titles), default=0) if titles is not None else 0
-    row_height = (
-        (width - 0.08 * columns - 0.5 * bar)
-        / sum(ratios)
-        * (
-            1.0
-            if rows == 1
-            else max(a / b for a, b in zip([max(aspects)] * len(aspects), aspects, strict=True))
-        )
-    )
+    tallest = 1.0 if rows == 1 else max(aspects) / min(aspects)
+    row_height = (width - 0.08 * columns - 0.5 * bar) / sum(ratios) * tallest
     figure = new_figure(width, rows * (row_height + 0.22 * lines + 0.06))
     figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
     grid = figure.add_gridspec(rows, columns, width_ratios=ratios)

@@ -12,6 +12,33 @@ from superpoint_lib.geometry import HOMOGRAPHY_PRESETS, HomographyConfig
 from superpoint_lib.losses import HINGE_LAMBDAS, HINGE_PRESETS
 from superpoint_lib.model import ModelConfig, Precision
 
+_AT_LEAST_1 = (
+    "steps",
+    "batch_size",
+    "log_every",
+    "checkpoint_every",
+    "repeatability_reach",
+    "head_channels",
+    "descriptor_dim",
+)
+_NOT_NEGATIVE = (
+    "detector_weight",
+    "position_weight",
+    "agreement_weight",
+    "agreement_within",
+    "label_radius",
+    "repeatability_weight",
+    "repeatability_zoom",
+    "descriptor_weight",
+    "freeze_norm_after",
+    "drawn_every",
+    "learning_rate",
+    "weight_decay",
+    "gradient_clip",
+    "exclusion",
+    "seed",
+)
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -172,6 +199,10 @@ class TrainConfig:
     augment_on: Literal["auto", "cpu", "device"] = "auto"
 
     def __post_init__(self) -> None:
+        self._check_values()
+        self._check_combinations()
+
+    def _check_values(self) -> None:
         if self.views not in (1, 2):
             raise ConfigError(f"views: must be 1 or 2, got {self.views}")
         for key, names, table in (
@@ -182,38 +213,14 @@ class TrainConfig:
             for name in names:
                 if name not in table:
                     raise ConfigError(f"{key}: no preset {name!r}; known: {list(table)}")
-        for key in (
-            "steps",
-            "batch_size",
-            "log_every",
-            "checkpoint_every",
-            "repeatability_reach",
-            "head_channels",
-            "descriptor_dim",
-        ):
+        for key in _AT_LEAST_1:
             if getattr(self, key) < 1:
                 raise ConfigError(f"{key}: must be at least 1, got {getattr(self, key)}")
         if min(self.channels) < 1:
             raise ConfigError(f"channels: must be at least 1 each, got {self.channels}")
         if self.workers is not None and self.workers < 0:
             raise ConfigError(f"workers: must not be negative, got {self.workers}")
-        for key in (
-            "detector_weight",
-            "position_weight",
-            "agreement_weight",
-            "agreement_within",
-            "label_radius",
-            "repeatability_weight",
-            "repeatability_zoom",
-            "descriptor_weight",
-            "freeze_norm_after",
-            "drawn_every",
-            "learning_rate",
-            "weight_decay",
-            "gradient_clip",
-            "exclusion",
-            "seed",
-        ):
+        for key in _NOT_NEGATIVE:
             if not 0 <= getattr(self, key) < math.inf:
                 raise ConfigError(
                     f"{key}: must be finite and not negative, got {getattr(self, key)}"
@@ -225,6 +232,8 @@ class TrainConfig:
             raise ConfigError(f"label_threshold: must be in [0, 1], got {self.label_threshold}")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"ema_decay: must be in [0, 1), got {self.ema_decay}")
+
+    def _check_combinations(self) -> None:
         if self.descriptor_weight and (self.model != "superpoint" or self.views != 2):
             raise ConfigError(
                 "descriptor_weight: a descriptor loss needs model 'superpoint' and views 2, got "

@@ -45,11 +45,14 @@ _DRAWS_STREAM = 3  # another than those of the datasets, whose seeds begin alike
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run leaves: ``model`` in eval mode on the training device (averaged weights if the
+    """What a run leaves.
 
-    average is on), ``history`` one dictionary per row of history.csv, ``weights_path`` the same
-    weights as a float32 safetensors file, ``skipped`` the pictures left out and why (none where the
-    run was complete before: it looks at no picture).
+    Attributes:
+        model: in eval mode on the training device, with averaged weights if the average is on.
+        history: one dictionary per row of history.csv.
+        weights_path: the same weights as a float32 safetensors file.
+        skipped: the pictures left out and why; none where the run was complete before, for then
+            it looks at no picture.
     """
 
     model: nn.Module

@@ -55,7 +55,7 @@ def release(
         )
     config = json.loads((run_dir / "config.json").read_text())
     kind = SuperPoint if config["descriptor_weight"] else MagicPoint
-    net = kind.from_pretrained(str(weights_path)).eval()
+    net = kind.from_pretrained(weights_path)
     if net.config.norm == "batch" and net.config.norm_order == "conv-norm-relu":
         net = fold_batch_norm(net)
     if blend is not None:

@@ -83,9 +83,10 @@ class Run:
         """Where the checkpoint's files lie."""
         return self.run_dir / "checkpoint"
 
-    def files(self, step: int) -> dict[str, Path]:
-        """The files of the checkpoint after ``step`` steps."""
-        stem = f"step-{step:08d}"
+    @property
+    def files(self) -> dict[str, Path]:
+        """The files of the checkpoint after as many steps as are done."""
+        stem = f"step-{self.step:08d}"
         return {
             "model": self.folder / f"{stem}.model.safetensors",
             "ema": self.folder / f"{stem}.ema.safetensors",
@@ -96,7 +97,7 @@ class Run:
         """Writes a checkpoint, then drops those before it, and what a kill left of one."""
         if not self.fabric.is_global_zero:
             return
-        files = self.files(self.step)
+        files = self.files
         self.write_weights(files["model"], self.net.state_dict())
         if self.average:
             self.write_weights(files["ema"], self.average.state)
@@ -137,7 +138,7 @@ class Run:
         finished = self.step == self.config.steps  # and only looked at now
         self.commits = earlier if finished else list(dict.fromkeys(earlier + self.commits))
         try:
-            self._load_files(self.files(self.step))
+            self._load_files(self.files)
         except torch.OutOfMemoryError:  # a RuntimeError, like those of damaged files
             raise
         except (OSError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:

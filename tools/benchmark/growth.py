@@ -262,7 +262,7 @@ def _cores() -> int:
 # ----------------------------------------------------------------------------------- works
 
 
-def _drawing(height: int, width: int, count: int = 10) -> Work:
+def _drawing(height: int, width: int) -> Work:
     from superpoint_lib.augmentation import PHOTOMETRIC_PRESETS
     from superpoint_lib.datasets import ShapesDataset
     from superpoint_lib.geometry import HOMOGRAPHY_PRESETS
@@ -273,7 +273,7 @@ def _drawing(height: int, width: int, count: int = 10) -> Work:
     )
     still = (PHOTOMETRIC_PRESETS["none"], HOMOGRAPHY_PRESETS["identity"])
     dataset = ShapesDataset(shapes, *still)
-    return lambda: [dataset[i] for i in range(count)]
+    return lambda: [dataset[i] for i in range(10)]
 
 
 def _extracting(
