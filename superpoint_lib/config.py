@@ -82,6 +82,17 @@ def replace(config: T, **changes: Any) -> T:
     return from_dict(type(config), {**values, **changes})
 
 
+def check_types(config: Any) -> None:
+    """Refuse what ``from_dict`` would refuse, in a dataclass that was built without it.
+
+    Raises:
+        ConfigError: a value of the wrong type, under the name of its field.
+    """
+    hints = typing.get_type_hints(type(config))
+    for name in _settable(type(config)):
+        _convert(hints[name], getattr(config, name), name)
+
+
 def load_yaml(path: str | Path) -> dict[str, Any]:
     """Read a YAML file holding one mapping; an empty file gives an empty mapping.
 

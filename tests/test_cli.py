@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -16,7 +17,7 @@ import pytest
 import torch
 from notebook_cells import ROOT, code_cells, read
 
-from superpoint_lib import __version__, cli, paths
+from superpoint_lib import __version__, cli, match, paths
 from superpoint_lib.checkpoints import load_weights
 from superpoint_lib.cli import COMMANDS, evaluate, features, main, shared, train
 from superpoint_lib.cli.shared import parse
@@ -210,6 +211,10 @@ def test_extract_writes_features_and_lists_what_it_cannot_read(project, weights,
         assert features["keypoint_scores"].shape == (n,)
         assert features["descriptors"].shape == (n, 256)
         assert features["image_size"].tolist() == [80, 100]
+        stored = SimpleNamespace(**features)
+    matches, similarity = match(stored, stored)
+    assert len(matches) > 0
+    assert similarity.min() > 0.999
 
 
 def test_a_name_that_is_no_text_does_not_end_an_extract(project, weights):

@@ -269,3 +269,14 @@ def test_logits_are_not_rounded_under_autocast():
         logits = model(torch.rand(1, 1, 32, 32))["logits"]
     assert logits.dtype == torch.float32
     assert not torch.equal(logits, logits.bfloat16().float())
+
+
+def test_the_network_is_exported_as_it_is():
+    model = SuperPoint().eval()
+    images, others = torch.rand(2, 1, 48, 64), torch.rand(3, 1, 64, 80)
+    batch, height, width = (torch.export.Dim(name) for name in ("batch", "height", "width"))
+    exported = torch.export.export(
+        model, (images,), dynamic_shapes=({0: batch, 2: 8 * height, 3: 8 * width},)
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(exported.module()(others), model(others))

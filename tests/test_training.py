@@ -1,6 +1,7 @@
 """The training loop: what it computes, that it learns, and that interruptions change nothing."""
 
 import csv
+import dataclasses
 import itertools
 import json
 import math
@@ -9,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from types import FunctionType
 
 import cv2
@@ -181,6 +183,23 @@ def test_recipes_can_be_built_from_plain_values():
 def test_contradictory_settings_are_refused_by_name(change, key):
     with pytest.raises(ConfigError, match=key):
         replace(TINY, **change)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("images", "my_photos", "images: expected a list, got 'my_photos'"),
+        ("images", (Path("my_photos"),), r"images\[0\]: expected a string"),
+        ("learning_rate", "2e-5", "learning_rate: expected a number, got '2e-5'"),
+        ("steps", 1.5, "steps: expected an integer"),
+        ("norm", None, "norm: "),
+    ],
+)
+def test_fields_of_the_wrong_type_are_named(field, value, told):
+    with pytest.raises(ConfigError, match=told):
+        TrainConfig(**{field: value})
+    with pytest.raises(ConfigError, match=told):
+        dataclasses.replace(TINY, **{field: value})
 
 
 @pytest.mark.parametrize("steps", [10, 37, 400])

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from superpoint_lib.augmentation import PHOTOMETRIC_PRESETS, PhotometricConfig
-from superpoint_lib.config import ConfigError, replace
+from superpoint_lib.config import ConfigError, check_types, replace
 from superpoint_lib.geometry import HOMOGRAPHY_PRESETS, HomographyConfig
 from superpoint_lib.losses import HINGE_LAMBDAS, HINGE_PRESETS
 from superpoint_lib.model import ModelConfig, Precision
@@ -199,6 +199,7 @@ class TrainConfig:
     augment_on: Literal["auto", "cpu", "device"] = "auto"
 
     def __post_init__(self) -> None:
+        check_types(self)
         self._check_values()
         self._check_combinations()
 
