@@ -7,6 +7,7 @@ weights, files and code of now.
 from __future__ import annotations
 
 import hashlib
+import subprocess
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,3 +47,19 @@ def code_digest(without: Collection[str] = ()) -> str:
         for path in sorted(_PACKAGE.rglob("*.py"))
         if path.relative_to(_PACKAGE).with_suffix("").parts[0] not in without
     )
+
+
+def commit_name() -> str:
+    """The checkout's commit, with "+" for uncommitted changes; "unknown" outside a checkout."""
+    try:
+        # Installed inside somebody else's checkout, the library would tell of that one.
+        _git("ls-files", "--error-unmatch", Path(__file__).name)
+        return _git("describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", *arguments]
+    done = subprocess.run(command, cwd=_PACKAGE, capture_output=True, text=True, check=True)
+    return done.stdout.strip()

@@ -29,7 +29,7 @@ from typing import Any, Literal
 import nbformat
 
 from superpoint_lib.config import load_yaml
-from superpoint_lib.digests import code_digest, digest
+from superpoint_lib.digests import code_digest, commit_name, digest
 from superpoint_lib.locks import locked
 from superpoint_lib.paths import project_root, runs_dir, write_json
 from superpoint_lib.report import Page, render_page, results_table, write_index
@@ -440,8 +440,6 @@ def _select(stages: Sequence[Stage], only: Sequence[str] | None) -> list[Stage]:
 
 def _run_stage(stage: Stage, run_dir: Path, cell_timeout: int) -> StageReport:
     """Execute one notebook and record it; never raises for what happens inside the notebook."""
-    from superpoint_lib.training.facts import commit_name
-
     running = run_dir / f"{stage.name}.running.ipynb"
     failed = run_dir / f"{stage.name}.failed.ipynb"
     stage.output.mkdir(parents=True, exist_ok=True)

@@ -31,6 +31,7 @@ from superpoint_lib.augmentation import PhotometricConfig, augment_photometric
 from superpoint_lib.evaluation.extractors import take
 from superpoint_lib.evaluation.metrics import reprojection_errors
 from superpoint_lib.extraction import Features, extract, extract_from_maps, match
+from superpoint_lib.extraction.descriptors import passes_ratio
 from superpoint_lib.geometry import (
     HomographyConfig,
     resize_short_side,
@@ -612,16 +613,14 @@ def match_one_way(
         return torch.zeros((0, 2), dtype=torch.int64), torch.zeros(0)
     assert features0.descriptors is not None and features1.descriptors is not None
     table = features0.descriptors.cpu() @ features1.descriptors.cpu().T
-    best = table.topk(min(2, table.shape[1]), dim=1)
-    similarity = best.values[:, 0]
+    similarity, nearest1 = table.max(dim=1)
     keep = torch.ones(len(table), dtype=torch.bool)
-    if ratio is not None and table.shape[1] > 1:
-        distances = (2 - 2 * best.values).clamp(min=0).sqrt()
-        keep &= distances[:, 0] < ratio * distances[:, 1]
+    if ratio is not None:
+        keep &= passes_ratio(table, ratio)
     if min_similarity is not None:
         keep &= similarity >= min_similarity
     index0 = torch.arange(len(table))
-    return torch.stack([index0, best.indices[:, 0]], dim=1)[keep], similarity[keep]
+    return torch.stack([index0, nearest1], dim=1)[keep], similarity[keep]
 
 
 def _gray_tensor(rgb: Rgb, device: torch.device) -> torch.Tensor:

@@ -1,5 +1,7 @@
 """Names for contents: the same for the same, others for others."""
 
+import subprocess
+
 import torch
 
 from superpoint_lib import digests
@@ -35,3 +37,10 @@ def test_code_is_named_by_its_lines_but_those_left_out(tmp_path, monkeypatch):
     assert (code_digest() != everything, code_digest(("cli", "inner")) != some) == (True, False)
     (tmp_path / "model.py").write_text("x = 2\n")
     assert code_digest(("cli", "inner")) != some
+
+
+def test_the_commit_of_somebody_elses_checkout_is_not_told(tmp_path, monkeypatch):
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    monkeypatch.setattr(digests, "_PACKAGE", tmp_path)
+    (tmp_path / "digests.py").touch()
+    assert digests.commit_name() == "unknown"

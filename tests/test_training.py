@@ -42,7 +42,6 @@ from superpoint_lib.training import (
     NonFiniteLossError,
     TrainConfig,
     detector_step,
-    facts,
     learning_rate_at,
     loop,
     make_dataset,
@@ -938,13 +937,6 @@ def test_what_failed_before_its_first_checkpoint_is_in_nobodys_way(tmp_path, mon
     smaller = replace(TINY, batch_size=1)
     run(smaller, tmp_path)
     assert json.loads((tmp_path / "config.json").read_text()) == to_dict(smaller)
-
-
-def test_the_commit_of_somebody_elses_checkout_is_not_told(tmp_path, monkeypatch):
-    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
-    monkeypatch.setattr(facts, "__file__", str(tmp_path / "facts.py"))
-    (tmp_path / "facts.py").touch()
-    assert facts.commit_name() == "unknown"
 
 
 def test_a_checkpoint_cut_short_leaves_the_one_before(tmp_path, monkeypatch):

@@ -24,13 +24,13 @@ import tyro
 
 from superpoint_lib import SuperPoint
 from superpoint_lib.config import replace, to_dict
+from superpoint_lib.digests import commit_name
 from superpoint_lib.evaluation import hpatches
 from superpoint_lib.evaluation.mini import warped_pairs
 from superpoint_lib.evaluation.results import json_ready
 from superpoint_lib.machine import machine_name
 from superpoint_lib.paths import results_dir, runs_dir, write_json
 from superpoint_lib.training import RECIPES, TrainConfig, train
-from superpoint_lib.training.facts import commit_name
 
 
 class Study(NamedTuple):

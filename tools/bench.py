@@ -25,10 +25,10 @@ import torch
 from benchmark.measuring import DEVICE, Row, peak_memory
 from benchmark.stages import STAGES
 
+from superpoint_lib.digests import commit_name
 from superpoint_lib.machine import machine_name
 from superpoint_lib.model import uses_bfloat16
 from superpoint_lib.paths import project_root, results_dir, write_json
-from superpoint_lib.training.facts import commit_name
 
 ON_GPU = DEVICE.type == "cuda"
 KIND = "_gpu" if ON_GPU else "" if uses_bfloat16("auto", DEVICE) else "_float32"

@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 
 from superpoint_lib import SuperPoint
 from superpoint_lib.datasets import bundled_photos
+from superpoint_lib.digests import commit_name
 from superpoint_lib.evaluation.hpatches import (
     Extractor,
     HPatchesSequence,
@@ -46,7 +47,6 @@ from superpoint_lib.geometry import mean_corner_error
 from superpoint_lib.machine import machine_name
 from superpoint_lib.model import Precision
 from superpoint_lib.paths import data_dir, list_images, read_gray, results_dir, runs_dir, write_json
-from superpoint_lib.training.facts import commit_name
 
 TASK = TaskConfig(height=240, width=320)
 PROTOCOL = ProtocolConfig(detector=TASK, descriptor=TASK)

@@ -22,13 +22,13 @@ import tyro
 from tqdm.auto import tqdm
 
 from superpoint_lib import SuperPoint
+from superpoint_lib.digests import commit_name
 from superpoint_lib.evaluation import hpatches
 from superpoint_lib.evaluation.mini import warped_pairs
 from superpoint_lib.evaluation.protocols import PROTOCOLS, ProtocolConfig
 from superpoint_lib.evaluation.results import Results, json_ready
 from superpoint_lib.machine import machine_name
 from superpoint_lib.paths import results_dir, write_json
-from superpoint_lib.training.facts import commit_name
 
 FIGURES = (
     "repeatability",

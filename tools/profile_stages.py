@@ -25,9 +25,9 @@ from benchmark.works import picture_batch, training_configs
 
 from superpoint_lib import MagicPoint, SuperPoint, extract
 from superpoint_lib.config import replace
+from superpoint_lib.digests import commit_name
 from superpoint_lib.machine import machine_name
 from superpoint_lib.paths import project_root, results_dir, write_json
-from superpoint_lib.training.facts import commit_name
 
 OUTPUT = results_dir() / "profile.json"
 

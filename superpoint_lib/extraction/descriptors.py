@@ -106,7 +106,7 @@ def match(
     similarity = table[index0, nearest1]
     keep = nearest0[nearest1] == index0
     if ratio is not None:
-        keep &= _passes_ratio(table, ratio) & _passes_ratio(table.T, ratio)[nearest1]
+        keep &= passes_ratio(table, ratio) & passes_ratio(table.T, ratio)[nearest1]
     if min_similarity is not None:
         keep &= similarity >= min_similarity
     # Rounding takes the product of equal descriptors above 1, where a distance would be NaN.
@@ -162,8 +162,8 @@ def _nearest(table: Tensor, dim: int) -> Tensor:
     return start + table.gather(dim, places if dim == 0 else places.T).argmax(dim)
 
 
-def _passes_ratio(table: Tensor, ratio: float) -> Tensor:
-    """Tell for each row of similarities whether the nearest is clearly nearer than the second."""
+def passes_ratio(table: Tensor, ratio: float) -> Tensor:
+    """Tell for each row of a table of similarities if the nearest is clearly nearer than the next."""
     if table.shape[1] < 2:
         return torch.ones(len(table), dtype=torch.bool, device=table.device)
     best = table.topk(2, dim=1).values

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import platform
-import subprocess
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,20 +40,3 @@ def run_facts(config: TrainConfig, fabric: Fabric) -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-
-
-def commit_name() -> str:
-    """The checkout's commit, with "+" for uncommitted changes; "unknown" outside a checkout."""
-    try:
-        # Installed inside somebody else's checkout, the library would tell of that one.
-        _git("ls-files", "--error-unmatch", Path(__file__).name)
-        return _git("describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def _git(*arguments: str) -> str:
-    here = Path(__file__).parent
-    command = ["git", *arguments]
-    done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=True)
-    return done.stdout.strip()

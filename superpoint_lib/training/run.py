@@ -16,11 +16,10 @@ from torch import Tensor
 
 from superpoint_lib.checkpoints import BUNDLED_NAMES, load_weights, save_weights
 from superpoint_lib.config import ConfigError, to_dict
-from superpoint_lib.digests import digest, weights_digest
+from superpoint_lib.digests import commit_name, digest, weights_digest
 from superpoint_lib.machine import training_format
 from superpoint_lib.paths import atomic_path, list_files, write_json
 from superpoint_lib.training.config import TrainConfig
-from superpoint_lib.training.facts import commit_name
 from superpoint_lib.training.pieces import Average, make_model, make_optimizer
 from superpoint_lib.training.steps import Losses, learning_rate_at
 
