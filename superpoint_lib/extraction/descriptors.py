@@ -163,7 +163,7 @@ def _nearest(table: Tensor, dim: int) -> Tensor:
 
 
 def passes_ratio(table: Tensor, ratio: float) -> Tensor:
-    """Tell for each row of a table of similarities if the nearest is clearly nearer than the next."""
+    """Tell for each row of similarities if the nearest is clearly nearer than the second."""
     if table.shape[1] < 2:
         return torch.ones(len(table), dtype=torch.bool, device=table.device)
     best = table.topk(2, dim=1).values
