@@ -1224,7 +1224,9 @@ def test_each_step_is_as_long_as_the_schedule_says(tmp_path):
 
 
 TOGETHER = """
-import sys, torch
+import atexit, os, sys, torch
+# What is left of the group then can abort the process.
+atexit.register(lambda: torch.distributed.is_initialized() and os._exit(1))
 from test_training import TINY_PAIRS
 from superpoint_lib.config import replace
 from superpoint_lib.training import train

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 from collections.abc import Iterator
@@ -112,6 +113,15 @@ def make_dataset(config: TrainConfig) -> Samples:
     return MixedDataset(photos, drawn, config.drawn_every) if config.drawn_every else photos
 
 
+def _leave_group() -> None:
+    """Lightning does so for NCCL alone. Threads of gloo that outlive Python abort the process.
+
+    Source: github.com/pytorch/pytorch/issues/190489.
+    """
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def make_fabric(config: TrainConfig) -> Fabric:
     """Fabric, launched; imported here, so that only training needs it.
 
@@ -140,6 +150,8 @@ def make_fabric(config: TrainConfig) -> Fabric:
             precision="bf16-mixed" if precision_name(config) == "bfloat16" else "32-true",
         )
         fabric.launch()
+    if processes > 1:
+        atexit.register(_leave_group)
     if config.batch_size % fabric.world_size:
         raise ConfigError(
             f"batch_size: {config.batch_size} is no multiple of the {fabric.world_size} processes"
