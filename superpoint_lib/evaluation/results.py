@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -88,8 +87,8 @@ class Results:
         Raises:
             KeyError: Neither a metric of the protocol nor anything that a record holds.
         """
-        known = dict.fromkeys([*self.protocol.metrics, *itertools.chain(*self.records)])
-        if metric not in known:
+        known = self.protocol.metrics
+        if metric not in known and not any(metric in record for record in self.records):
             raise KeyError(f"no metric {metric!r} here; there are {list(known)}")
         return np.array([record.get(metric, math.nan) for record in self.records], np.float64)
 

@@ -130,10 +130,10 @@ def _descriptors(features: HasDescriptors, name: str) -> Tensor:
     if not len(tensor):
         return tensor.float()
     if tensor.ndim != 2 or not tensor.is_floating_point():
-        binary = "; write binary ones as numbers +-1 / sqrt(D)"
+        hint = "" if tensor.is_floating_point() else "; write binary ones as +-1 / sqrt(D)"
         raise ValueError(
             f"{name}.descriptors must be floating point of shape (N, D) and unit length, got "
-            f"{tensor.dtype} {tuple(tensor.shape)}{'' if tensor.is_floating_point() else binary}"
+            f"{tensor.dtype} {tuple(tensor.shape)}{hint}"
         )
     squares = tensor.float().square().sum(1)
     # A descriptor of an empty place may be zero; NaN compares with nothing.
@@ -163,7 +163,15 @@ def _nearest(table: Tensor, dim: int) -> Tensor:
 
 
 def passes_ratio(table: Tensor, ratio: float) -> Tensor:
-    """Tell for each row of similarities if the nearest is clearly nearer than the second."""
+    """Tell for each row of similarities whether the nearest is clearly nearer than the second.
+
+    Args:
+        table: (N0, N1), of descriptors of unit length.
+        ratio: as in ``match``.
+
+    Returns:
+        bool (N0,); true where there is no second.
+    """
     if table.shape[1] < 2:
         return torch.ones(len(table), dtype=torch.bool, device=table.device)
     best = table.topk(2, dim=1).values
